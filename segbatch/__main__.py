@@ -1,0 +1,5 @@
+"""Run the command line as ``python -m segbatch``."""
+
+from segbatch.cli import main
+
+main()

@@ -1,0 +1,126 @@
+"""Find the raw files under a folder; never take segbatch's own outputs for raw."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from segbatch.acquire.decode import PNG_SIGNATURE
+from segbatch.acquire.raw import RawFile
+from segbatch.acquire.tiff import is_tiff, read_header, read_ifd
+from segbatch.errors import FrameError, UsageError
+from segbatch.log import get_logger
+
+IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".png")
+SNIFFED_SUFFIXES = ("", ".bin")  # names that tell nothing: the first bytes decide
+OWN_SUFFIXES = ("_mask", "_prob", "_labels", "_truth")
+OWN_SOFTWARE = "segbatch"
+SOFTWARE_TAG = 305
+
+
+def find_raw_files(root: Path) -> list[Path]:
+    """Return the raw files under ``root``, in natural order (``img_2`` before ``img_10``).
+
+    Taken are files with an image suffix, and files without a telling suffix
+    that start as TIFF or PNG. Left out are hidden files and folders, segbatch's own
+    outputs, special files, links that leave the tree, linked folders, and the
+    downsampled levels of an NDTiff pyramid.
+
+    Parameters
+    ----------
+    root
+        A folder, searched downwards, or one file.
+
+    Raises
+    ------
+    UsageError
+        ``root`` does not exist or may not be listed.
+    """
+    if not root.is_dir():
+        if root.exists():
+            return [root]
+        raise UsageError(f"no such file or folder: {root}", "a folder of frames", "check the path")
+    tree = root.resolve()
+    found: list[Path] = []
+
+    def refused(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise UsageError(
+                f"{root} cannot be listed ({error.strerror})", "a readable folder", "check its mode"
+            ) from error
+        get_logger("acquire.find").warning(
+            "folder left out", folder=str(error.filename), error=error.strerror
+        )
+
+    for folder, folders, names in os.walk(root, onerror=refused):
+        folders[:] = [name for name in folders if not _is_left_out(name, folders)]
+        here = Path(folder)
+        found += [
+            here / name for name in names if not name.startswith(".") and _is_raw(here / name, tree)
+        ]
+    return sorted(found, key=lambda path: natural_key(path.relative_to(root)))
+
+
+def natural_key(path: Path) -> tuple[list[tuple[str | int, ...]], str]:
+    """Return a sort key in which numbers within names compare as numbers."""
+    parts = [
+        tuple(
+            int(piece) if odd % 2 else piece.casefold()
+            for odd, piece in enumerate(re.split(r"([0-9]+)", part))
+        )
+        for part in path.parts
+    ]
+    return parts, str(path)
+
+
+def is_own_output(path: Path) -> bool:
+    """Tell whether segbatch wrote ``path``.
+
+    It did where the name ends as its outputs' do and the TIFF's Software tag
+    starts with ``segbatch``; another person's ``cells_mask.tif`` is a raw file.
+    """
+    stem = re.sub(r"(\.ome)?\.\w+$", "", path.name, flags=re.IGNORECASE)
+    if not stem.endswith(OWN_SUFFIXES):
+        return False
+    try:
+        file = RawFile(path)
+        try:
+            header = read_header(file)
+            return read_ifd(file, header, header.first).text(SOFTWARE_TAG).startswith(OWN_SOFTWARE)
+        finally:
+            file.close()
+    except FrameError:
+        return False
+
+
+def _is_left_out(name: str, beside: list[str]) -> bool:
+    return name.startswith(".") or (
+        name.startswith("Downsampled_x") and "Full resolution" in beside
+    )
+
+
+def _is_raw(path: Path, tree: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES + SNIFFED_SUFFIXES:
+        return False
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(tree):
+            return False
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+    except (OSError, RuntimeError):  # gone meanwhile, or a link to itself
+        return False
+    if suffix in SNIFFED_SUFFIXES:
+        return _starts_as_image(path)
+    return not is_own_output(path)
+
+
+def _starts_as_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError:
+        return False
+    return head == PNG_SIGNATURE or is_tiff(head)

@@ -1,0 +1,384 @@
+"""Open a raw file and read its frames, whatever wrote it.
+
+What a file is, is decided by its content, not by its name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from segbatch.acquire import metadata, micromanager
+from segbatch.acquire.decode import (
+    PNG_SIGNATURE,
+    png_pixels,
+    tiff_pixels,
+    to_gray_or_rgb,
+)
+from segbatch.acquire.layout import Page, read_page
+from segbatch.acquire.raw import CONTENT_ERRORS, RawFile, unreadable
+from segbatch.acquire.tiff import (
+    Header,
+    Ifd,
+    is_tiff,
+    page_offsets,
+    read_header,
+    read_ifd,
+)
+from segbatch.errors import UnreadableFrameError, UnsupportedFrameError
+from segbatch.frame import Acquisition, Frame, FrameId
+from segbatch.settings import PROFILE_BIT_DEPTH
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from segbatch.acquire.micromanager import IndexEntry
+
+# Stacks even while they hold one frame. Their writer says which frames are
+# complete and does not touch those again, so the file may grow while it is read.
+GROWING_KINDS = ("ndtiff", "mmstack")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Bit depths where a file says none, and the largest decoded frame in bytes."""
+
+    bit_depth: int | None
+    profile_bit_depth: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Pixels, the bits of their container, and what the file says of them.
+
+    ``bit_hint`` is a bit depth that gives way to one that a person asked for.
+    """
+
+    pixels: NDArray[Any]
+    container_bits: int
+    acquisition: Acquisition = field(default_factory=Acquisition)
+    bit_hint: int | None = None
+
+
+class Source(ABC):
+    """An open raw file. ``read`` may be called from several threads at once.
+
+    Attributes
+    ----------
+    path
+        The file.
+    kind
+        ``tiff``, ``imagej``, ``ome-tiff``, ``mmstack``, ``micro-manager``
+        (separate files), ``ndtiff`` or ``png``.
+    frame_count
+        Frames in this file, at least 1.
+    """
+
+    def __init__(self, file: RawFile, kind: str, frame_count: int, options: Options) -> None:
+        self.path = file.path
+        self.kind = kind
+        self.frame_count = frame_count
+        self._file = file
+        self._options = options
+        if frame_count < 1:
+            raise unreadable(
+                file.path,
+                "holds no complete frame",
+                "one frame or more",
+                "run again when its writer has finished",
+            )
+
+    @property
+    def is_stack(self) -> bool:
+        """True where the file holds several frames, or is of a kind made to."""
+        return self.frame_count > 1 or self.kind in GROWING_KINDS
+
+    def read(self, page: int) -> Frame:
+        """Read frame ``page`` (from 0).
+
+        Raises
+        ------
+        IndexError
+            No such page.
+        UnreadableFrameError
+            Corrupt, cut short, or changed, replaced or removed meanwhile.
+        UnsupportedFrameError
+            Sound, but of a kind that is not read, or larger than allowed.
+        """
+        if not 0 <= page < self.frame_count:
+            raise IndexError(f"{self.path} has {self.frame_count} frames, no frame {page}")
+        may_grow = self.kind in GROWING_KINDS
+        stat = self._file.check_unchanged(may_grow=may_grow)
+        picture = self._picture(page)
+        self._file.check_unchanged(may_grow=may_grow)
+        return Frame(
+            FrameId(self.path, page),
+            picture.pixels,
+            self._bit_depth(picture),
+            stat.st_size,
+            stat.st_mtime_ns,
+            picture.acquisition,
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _picture(self, page: int) -> Picture: ...
+
+    def _bit_depth(self, picture: Picture) -> int:
+        """JSON's BitDepth, else what was asked for, else a hint, else the profile's."""
+        if picture.pixels.dtype.kind == "f":
+            return 0
+        hint = picture.bit_hint
+        if hint is not None and hint >= picture.container_bits:
+            hint = None  # writers that do not know name the container's size
+        wanted = picture.acquisition.bit_depth or self._options.bit_depth or hint
+        return min(wanted or self._options.profile_bit_depth, picture.container_bits)
+
+
+def open_source(path: Path, *, bit_depth: int | None, profile: str, max_file_gib: float) -> Source:
+    """Open ``path`` and find its frames; no pixels are read.
+
+    Parameters
+    ----------
+    bit_depth
+        Bits of the converter for files that do not say, None to use the profile's.
+    profile
+        A key of ``segbatch.settings.PROFILE_BIT_DEPTH``.
+    max_file_gib
+        Largest size of one decoded frame.
+
+    Raises
+    ------
+    UnreadableFrameError
+        Gone, forbidden, empty, corrupt, or without a complete frame.
+    UnsupportedFrameError
+        Neither TIFF nor PNG, or no regular file.
+    """
+    options = Options(bit_depth, PROFILE_BIT_DEPTH[profile], int(max_file_gib * 2**30))
+    file = RawFile(path)
+    try:
+        head = file.read_some(0, 8)
+        if head == PNG_SIGNATURE:
+            return PngSource(file, "png", 1, options)
+        if is_tiff(head):
+            return _open_tiff(file, options)
+        if not file.size:
+            raise unreadable(path, "is empty", "an image", "acquire or copy it again")
+        raise UnsupportedFrameError(
+            f"{path}: starts with {head!r}", "a TIFF or PNG image", "convert it, or leave it out"
+        )
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open_tiff(file: RawFile, options: Options) -> Source:
+    header = read_header(file)
+    entries = micromanager.ndtiff_entries(file.path, header.order)
+    if entries or (entries is not None and micromanager.is_ndtiff(file, header.order)):
+        return NdtiffSource(file, header, entries, options)
+    mapped = micromanager.stack_map(file, header)
+    if mapped is not None:
+        offsets = [offset for offset, _ in mapped]
+        return TiffSource(file, header, offsets, options, positions=[where for _, where in mapped])
+    offsets, broken = page_offsets(file, header)
+    return TiffSource(file, header, offsets, options, broken=broken)
+
+
+class PngSource(Source):
+    """A PNG file: one frame."""
+
+    def _picture(self, page: int) -> Picture:
+        pixels = png_pixels(self._file, self._options.max_bytes)
+        return Picture(pixels, 8 * pixels.dtype.itemsize)
+
+
+class NdtiffSource(Source):
+    """A stack of an NDTiff data set, read by the entries of its index."""
+
+    def __init__(
+        self, file: RawFile, header: Header, entries: list[IndexEntry], options: Options
+    ) -> None:
+        file.refresh()  # the index was read after the file was opened, and both may grow
+        super().__init__(file, "ndtiff", len(entries), options)
+        self._order = header.order
+        self._entries = entries
+
+    def _picture(self, page: int) -> Picture:
+        entry = self._entries[page]
+        kind = micromanager.PIXEL_TYPES.get(entry.pixel_type)
+        if kind is None or entry.compression:
+            raise UnsupportedFrameError(
+                f"{self.path}: frame {page} has pixel type {entry.pixel_type}, "
+                f"compression {entry.compression}",
+                "types 0 to 6, uncompressed",
+                "save it as TIFF",
+            )
+        itemsize, samples, hint = kind
+        size = entry.width * entry.height * samples * itemsize
+        end = entry.offset + size
+        if not size or end > self._file.size:
+            raise unreadable(
+                self.path,
+                f"frame {page} of {entry.width} x {entry.height} pixels ends at byte {end}, "
+                f"the file has {self._file.size}",
+                "pixels inside the file",
+                "it is truncated: copy or acquire it again",
+            )
+        if size > self._options.max_bytes:
+            raise UnsupportedFrameError(
+                f"{self.path}: frame {page} is {size / 2**30:.4g} GiB",
+                f"at most {self._options.max_bytes / 2**30:.4g} GiB (max_file_gib)",
+                "raise max_file_gib",
+            )
+        shape = (entry.height, entry.width, samples)[: 2 if samples == 1 else 3]
+        stored = np.empty(shape, f"{self._order}u{itemsize}")
+        self._file.read_into(entry.offset, stored.reshape(-1).view(np.uint8).data)
+        pixels = stored.astype(f"u{itemsize}", copy=False)
+        return Picture(pixels, 8 * itemsize, self._acquisition(entry), hint)
+
+    def _acquisition(self, entry: IndexEntry) -> Acquisition:
+        axes = metadata.parse_json(entry.axes)
+        try:
+            meta = metadata.parse_json(self._file.read(entry.metadata_offset, entry.metadata_bytes))
+        except UnreadableFrameError:  # it lies outside the file: that costs no frame
+            meta = {}
+        said = metadata.from_micro_manager(meta)
+        channel = axes.get("channel")
+        if isinstance(channel, str):
+            said = replace(said, channel=channel)
+        return replace(said, position=metadata.indices(axes))
+
+
+class TiffSource(Source):
+    """A TIFF whose frames are pages, or one page with its frames in a run behind it.
+
+    Parameters
+    ----------
+    offsets
+        Of the frames' directories.
+    positions
+        Of the frames along the axes, where an index map names them.
+    broken
+        The chain of pages breaks off; the frame that it should lead to is
+        counted and cannot be read, so that the loss stands in the records.
+    """
+
+    def __init__(
+        self,
+        file: RawFile,
+        header: Header,
+        offsets: list[int],
+        options: Options,
+        *,
+        positions: list[dict[str, int]] | None = None,
+        broken: bool = False,
+    ) -> None:
+        super().__init__(file, "mmstack" if positions else "tiff", len(offsets) + broken, options)
+        self._header = header
+        self._offsets = offsets
+        self._positions = positions
+        self._first = read_ifd(file, header, offsets[0])
+        self._layout = metadata.Layout()
+        self._single = Acquisition()
+        self._run: Page | None = None
+        self._run_frames = 0
+        try:
+            self._learn(self._first)
+        except (UnreadableFrameError, *CONTENT_ERRORS):
+            self._layout = metadata.Layout()  # metadata never costs a frame
+
+    def _learn(self, ifd: Ifd) -> None:
+        """Take from the first page what it says of the whole file."""
+        description = ifd.text(metadata.DESCRIPTION_TAG)
+        entries = metadata.imagej_entries(description)
+        kind = "tiff"
+        if "<OME" in description[:2000]:
+            kind, self._layout = "ome-tiff", metadata.from_ome(description)
+        elif entries:
+            kind, self._layout = "imagej", metadata.from_imagej(entries, ifd.ratio(282))
+        else:
+            self._layout = metadata.from_resolution(ifd)
+        if self._positions is None:
+            self.kind = kind
+        if self.frame_count == 1 and kind == "imagej":
+            self._find_run(ifd, metadata.whole(entries.get("images"), 2, 1 << 31) or 1)
+        if self.frame_count == 1 and kind != "ome-tiff":
+            self._learn_single(ifd)
+
+    def _find_run(self, ifd: Ifd, images: int) -> None:
+        """Find the frames of an ImageJ stack that has one directory for all.
+
+        ImageJ writes stacks above 4 GiB so: the frames follow each other, and
+        the description says how many. A description that was copied along
+        with a single frame is recognised by the frames' not being there.
+        """
+        try:
+            page = read_page(ifd, self._options.max_bytes)
+        except (UnreadableFrameError, UnsupportedFrameError):
+            return  # reading the frame says why
+        there = (self._file.size - page.offsets[0]) // sum(page.counts)
+        if images < 2 or there < 2 or not page.is_plain:
+            return
+        self._run = page
+        self._run_frames = min(images, there)
+        self.frame_count = self._run_frames + (there < images)
+
+    def _learn_single(self, ifd: Ifd) -> None:
+        """Take what Micro-Manager says of the only frame, in the file or beside it."""
+        meta = metadata.parse_json(metadata.imagej_info(ifd) or "{}")
+        meta = meta or micromanager.metadata_txt(self.path)
+        if meta:
+            self.kind = "micro-manager" if self._positions is None else self.kind
+            position = micromanager.position_in_name(self.path.name)
+            said = metadata.from_micro_manager(meta)
+            self._single = replace(said, position=position or said.position)
+
+    def _picture(self, page: int) -> Picture:
+        ifd = self._first
+        if page >= (self._run_frames or len(self._offsets)):
+            raise unreadable(
+                self.path,
+                f"breaks off after {page} frames",
+                "a whole file",
+                "it is truncated or corrupt: copy or acquire it again",
+            )
+        if self._run is not None:
+            step = page * sum(self._run.counts)
+            layout = replace(self._run, offsets=[offset + step for offset in self._run.offsets])
+        else:
+            if self._offsets[page] != ifd.offset:
+                ifd = read_ifd(self._file, self._header, self._offsets[page])
+            layout = read_page(ifd, self._options.max_bytes)
+        # ImageJ's palettes only show counts in colour: the counts are what was measured.
+        indices = self.kind in ("imagej", "micro-manager")
+        pixels = to_gray_or_rgb(ifd, layout, tiff_pixels(ifd, layout), indices=indices)
+        bits = layout.bits if pixels.dtype == layout.dtype else 8 * pixels.dtype.itemsize
+        return Picture(pixels, bits, self._acquisition(ifd, page), self._layout.bit_hint)
+
+    def _acquisition(self, ifd: Ifd, page: int) -> Acquisition:
+        known = metadata.merged(self._single, self._layout.acquisition(page, self.frame_count))
+        try:
+            text = ifd.text(metadata.MICRO_MANAGER_TAG)
+        except UnreadableFrameError:
+            text = ""
+        if text:
+            known = metadata.merged(metadata.from_micro_manager(metadata.parse_json(text)), known)
+        if self._positions is not None:
+            known = replace(known, position=self._positions[page])
+        return known

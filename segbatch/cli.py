@@ -1,0 +1,204 @@
+"""The command line: parse, one call, an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segbatch import __version__
+from segbatch.errors import SegbatchError, UsageError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Program(click.Group):
+    """The command group; reports our errors as got, wanted, remedy, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a known error becomes a message and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except SegbatchError as error:
+            if ctx.params.get("debug"):
+                raise
+            report_error(error)
+            ctx.exit(error.exit_code)
+
+
+def report_error(error: SegbatchError) -> None:
+    """Print what was got, what was wanted and what to do, on stderr."""
+    click.secho(f"error: {error.got}", fg="red", err=True)
+    if error.wanted:
+        click.echo(f"  wanted: {error.wanted}", err=True)
+    if error.remedy:
+        click.echo(f"  remedy: {error.remedy}", err=True)
+
+
+@click.group(cls=Program, context_settings=HELP)
+@click.version_option(__version__, message="%(version)s")
+@click.option("--verbose", "-v", is_flag=True, help="Log debug lines too.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(verbose: bool, debug: bool) -> None:
+    """Turn a microscope's frames into masks and verdicts, unattended.
+
+    \b
+    Example:
+      segbatch process /data/run42
+    """
+    from segbatch import log
+
+    log.configure(verbose=verbose)
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that stand for settings; names and checks are those of the settings."""
+    options = [
+        click.option("--config", type=click.Path(), help="Settings file (TOML)."),
+        click.option("--model", help="A model's manifest or ONNX file  [shipped bead network]"),
+        click.option("--engine", help="auto, openvino or onnxruntime."),
+        click.option("--precision", help="auto, fp32 or bf16."),
+        click.option("--tile-px", help="auto, or the edge of a tile in pixels."),
+        click.option("--batch", help="auto, or tiles per inference request."),
+        click.option("--profile", help="Camera: zelux (10 bit), 12bit, 14bit, 16bit."),
+        click.option("--bit-depth", help="Bits of the camera's converter, where files say none."),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Any other setting, e.g. quality.blur_z=6.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_settings(config: str | None, assignments: tuple[str, ...], **flags: Any) -> Any:
+    """Merge flags, environment, file and defaults into settings."""
+    from segbatch import settings
+
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment}", "KEY=VALUE", "as in --set quality.blur_z=6")
+        flags[key.strip().replace("-", "_")] = value.strip()
+    return settings.load(Path(config) if config else None, os.environ, flags)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@settings_options
+@click.option("--out", help="Write results into this folder, mirroring the tree.")
+@click.option("--redo", is_flag=True, default=None, help="Process every frame again.")
+@click.option(
+    "--save-probabilities", is_flag=True, default=None, help="Write probabilities too (_prob.tif)."
+)
+@click.option(
+    "--save-labels", is_flag=True, default=None, help="Write numbered objects too (_labels.tif)."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.pass_context
+def process(
+    ctx: click.Context,
+    /,
+    paths: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Turn the frames in PATHs into masks and QC logs beside them.
+
+    A PATH is a folder (searched downwards), a file or a glob. Running again
+    finishes what is missing and redoes nothing.
+
+    \b
+    Example:
+      segbatch process /data/run42
+      segbatch process /data/run42 --out /results/run42 --save-labels
+    """
+    from segbatch.service.command import process_command
+
+    ctx.exit(process_command(paths, load_settings(**options), dry_run=dry_run, as_json=as_json))
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line a frame on stdout.")
+@click.pass_context
+def qc(ctx: click.Context, /, paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Judge the frames in PATHs and print the verdicts; nothing is written.
+
+    \b
+    Example:
+      segbatch qc /data/run42
+    """
+    from segbatch.service.qc import qc_command
+
+    ctx.exit(qc_command(paths, load_settings(**options), as_json=as_json))
+
+
+@main.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
+@click.pass_context
+def doctor(ctx: click.Context, /, paths: tuple[str, ...], as_json: bool) -> None:
+    """Look at what is installed and what engines and folders answer.
+
+    Every finding that is not in order comes with its remedy. Exit code 1 when
+    something that `process` needs is missing.
+
+    \b
+    Example:
+      segbatch doctor /data/run42
+    """
+    from segbatch.service.doctor import doctor_command
+
+    ctx.exit(doctor_command(paths, as_json=as_json))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a QC record (segbatch.qc/1).
+
+    \b
+    Example:
+      segbatch schema > qc.schema.json
+    """
+    from segbatch.service.record.schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@main.command()
+@click.argument("folder", type=click.Path())
+@click.option("--frames", default=60, show_default=True, help="How many frames.")
+@click.option("--seed", default=1, show_default=True, help="Same seed, same frames.")
+@click.option("--varied", is_flag=True, help="Every frame another scene, for training.")
+@click.option("--height-px", default=1080, show_default=True, help="Rows of a frame.")
+@click.option("--width-px", default=1440, show_default=True, help="Columns of a frame.")
+def simulate(
+    folder: str, frames: int, seed: int, varied: bool, height_px: int, width_px: int
+) -> None:
+    """Write a run as a Zelux camera would take it of fluorescent beads, with true masks.
+
+    Most frames are good; the others are empty, noisy, over- and underexposed,
+    blurred, duplicated or torn, as simulated.json in the folder says.
+
+    \b
+    Example:
+      segbatch simulate demo/run --frames 60 --seed 1
+    """
+    from segbatch.acquire.simulate import write_run, write_varied
+
+    write = write_varied if varied else write_run
+    kinds = write(Path(folder), frames, seed, height_px=height_px, width_px=width_px)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    click.echo(f"{frames} frames in {folder}: {told}")

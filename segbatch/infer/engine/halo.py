@@ -1,0 +1,165 @@
+"""How far a network looks: its stride and halo, found by disturbing its input.
+
+One strip of noise goes through the network twice; the second time everything
+beyond a border on a multiple of the stride is replaced by other noise. Outputs
+on the near side that changed lie within the network's reach; how far the
+farthest lies from the border is the halo that a tile cut there needs. Both runs
+have one shape and so one order of additions: what was not reached is equal in
+every bit, and no tolerance is needed. Disturbing everything beyond the border,
+rather than one pixel, covers every phase of the pooling steps at once; strong
+and weak noise of several draws keep rectifiers that happen to be shut from
+hiding a path.
+
+A network that answers everywhere to a change anywhere (instance
+normalisation, global pooling) has no such halo.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from segbatch.errors import EngineError, ModelError
+from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.tiles import up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+STRIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+REACHES_PX = (128, 256, 512, 1024)
+STRENGTHS = (1.0, 1.0, 30.0, 1000.0, 1000.0)
+# A shift off the network's stride moves outputs by some tenth of their spread;
+# the edges' far influence moves them by less than this part of it.
+SHIFT_TOLERANCE = 0.01
+
+
+class Tiling(msgspec.Struct, frozen=True):
+    """What tiles must respect; ``halo_px`` is None where no halo makes them exact."""
+
+    stride: int
+    halo_px: int | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether tiles can equal the whole frame."""
+        return self.halo_px is not None
+
+
+def measure_tiling(network: Path, channels: int, threads: int, stride: int | None = None) -> Tiling:
+    """Measure a network with the reference engine.
+
+    Parameters
+    ----------
+    network
+        ONNX file with free Y and X.
+    channels
+        Input channels.
+    threads
+        Processor threads to use.
+    stride
+        Where it is known, pixels.
+
+    Raises
+    ------
+    ModelError
+        The network takes no frames of free size, or none of its answers
+        repeats after any stride up to 128 px.
+    """
+    engine = OnnxRuntimeEngine(network, threads)
+    try:
+        if stride is None:
+            stride = _stride(engine.run, channels, network)
+        halos = [_halo(engine.run, channels, stride, flip) for flip in (False, True)]
+    finally:
+        engine.close()
+    reach = [halo for halo in halos if halo is not None]
+    return Tiling(stride, max(reach) if len(reach) == len(halos) else None)
+
+
+def _strip(channels: int, wide: int, long: int, seed: int) -> NDArray[np.float32]:
+    """Return noise of the normalised range, (1, C, Y, X)."""
+    rng = np.random.default_rng(seed)
+    return rng.random((1, channels, wide, long), np.float32)
+
+
+def _stride(network: Network, channels: int, file: Path) -> int:
+    """Return the smallest stride whose multiples are accepted and shift the answer with them."""
+    refused = "no size was accepted"
+    for stride in STRIDES:
+        wide, long = up(64, stride) + stride, up(768, stride) + stride
+        strip = _strip(channels, wide, long, 1)
+        try:
+            answer = network(strip)
+        except EngineError as error:
+            refused = str(error)
+            continue
+        if answer.shape[0] != 1 or answer.shape[2:] != strip.shape[2:]:
+            refused = f"{strip.shape} gave {answer.shape}"
+            continue
+        refused = "no stride up to 128 px repeats the answer"
+        spread = float(answer.std()) + 1e-6
+        inner = slice(long // 2 - 64, long // 2 + 64)
+        shifted = network(np.roll(strip, stride, axis=3))
+        difference = np.roll(shifted, -stride, axis=3)[..., inner] - answer[..., inner]
+        if float(np.abs(difference).max()) <= SHIFT_TOLERANCE * spread:
+            return stride
+    raise ModelError(
+        f"network {file}: {refused}",
+        "logits (N, K, Y, X) of the input's Y and X, for every multiple of a stride",
+        "export it with free batch, Y and X axes, or state stride in its manifest",
+    )
+
+
+def _halo(network: Network, channels: int, stride: int, upright: bool) -> int | None:
+    """Return the reach along one axis rounded up to the stride, None where it has no end."""
+    for reach in REACHES_PX:
+        half = up(reach, stride)
+        found = max(
+            _reach(network, channels, stride, half, upright, strength, seed)
+            for seed, strength in enumerate(STRENGTHS)
+        )
+        # The farthest stride-wide cell must be untouched, else the reach may go on.
+        if found <= half - stride:
+            return up(found, stride)
+    return None
+
+
+def _reach(
+    network: Network,
+    channels: int,
+    stride: int,
+    half: int,
+    upright: bool,
+    strength: float,
+    seed: int,
+) -> int:
+    """Return how far from the border the farthest changed output lies, pixels."""
+    wide = up(64, stride)
+    calm = _strip(channels, wide, 2 * half, 10 + seed)
+    other = _strip(channels, wide, 2 * half, 100 + seed)
+    noise = strength * (2.0 * other - 1.0)
+    right, left = calm.copy(), calm.copy()
+    right[..., half:] = noise[..., half:]
+    left[..., :half] = noise[..., :half]
+    answers = []
+    for strip in (calm, right, left):
+        turned = np.ascontiguousarray(strip.swapaxes(2, 3)) if upright else strip
+        answer = network(turned)
+        answers.append(answer.swapaxes(2, 3) if upright else answer)
+    whole, by_right, by_left = answers
+    near = np.flatnonzero((by_right != whole).any(axis=(0, 1, 2))[:half])
+    far = np.flatnonzero((by_left != whole).any(axis=(0, 1, 2))[half:])
+    reaches = [0]
+    if len(near):
+        reaches.append(half - int(near[0]))
+    if len(far):
+        reaches.append(int(far[-1]) + 1)
+    return max(reaches)

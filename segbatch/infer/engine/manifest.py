@@ -1,0 +1,139 @@
+"""A model's manifest: all that must be known to run a network on a frame."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from segbatch.errors import ModelError
+
+SCHEMA: Final = "segbatch.model/1"
+
+
+class DatasetMax(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dataset_max"):
+    """Counts divided by the largest count of the training set."""
+
+    maximum: Annotated[float, Meta(gt=0)]
+
+
+class BitDepth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="bit_depth"):
+    """Counts divided by the converter's ceiling, ``2**bit_depth - 1``."""
+
+
+class Percentile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="percentile"):
+    """Counts mapped so that two percentiles of the frame become 0 and 1.
+
+    ``min_range`` (counts) keeps a flat frame from being stretched into noise.
+    """
+
+    low_percent: Annotated[float, Meta(ge=0, le=100)]
+    high_percent: Annotated[float, Meta(ge=0, le=100)]
+    min_range: Annotated[float, Meta(gt=0)] = 1.0
+
+
+class ZScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="zscore"):
+    """Counts minus the frame's mean, over its standard deviation plus ``epsilon``."""
+
+    epsilon: Annotated[float, Meta(gt=0)] = 1e-6
+
+
+Normalisation = DatasetMax | BitDepth | Percentile | ZScore
+
+
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far an engine at a precision was measured to be from the source network."""
+
+    engine: str
+    precision: str
+    max_probability_difference: float
+    mean_probability_difference: float
+    mask_agreement: float
+    passed: bool
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What stands in ``NAME.json`` beside ``NAME.onnx``.
+
+    ``file`` is the network, in the manifest's folder; its input is float32
+    (N, ``input_channels``, Y, X) and its output float32 logits
+    (N, K, Y, X): K = 1 with ``output`` ``sigmoid`` (probability of the single
+    class in ``classes``), K = 1 + len(classes) with ``softmax`` (background
+    first), of the same Y and X. ``halo_px`` is None until it was measured;
+    ``exact_tiling`` is False where no finite halo makes tiles exact.
+    """
+
+    schema: Literal["segbatch.model/1"] = SCHEMA
+    name: str
+    file: str
+    sha256: str
+    input_channels: Literal[1, 3] = 1
+    classes: list[str]
+    output: Literal["sigmoid", "softmax"] = "sigmoid"
+    normalisation: Normalisation
+    stride: Annotated[int, Meta(ge=1)] | None = None
+    halo_px: Annotated[int, Meta(ge=0)] | None = None
+    exact_tiling: bool | None = None
+    threshold: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    pixel_size_um: float | None = None
+    parity: list[Parity] = []
+    command: str = ""
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+
+    def content_sha256(self) -> str:
+        """Hash of the manifest's content, independent of its layout on disk."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A manifest and the network file that it describes, hash verified."""
+
+    manifest: Manifest
+    file: Path
+
+
+def load_model(manifest_file: Path) -> Model:
+    """Read a manifest and verify the network beside it.
+
+    Raises
+    ------
+    ModelError
+        The manifest cannot be read or is not one, or the network is missing
+        or is not the file the manifest was written for.
+    """
+    try:
+        manifest = msgspec.json.decode(manifest_file.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise ModelError(
+            f"manifest {manifest_file}: {error.strerror}", "a readable file"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise ModelError(
+            f"manifest {manifest_file}: {error}", f"a {SCHEMA} manifest", "write it again"
+        ) from error
+    network = manifest_file.parent / manifest.file
+    try:
+        found = hashlib.sha256(network.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"network {network}: {error.strerror}", "the file its manifest names"
+        ) from error
+    if found != manifest.sha256:
+        raise ModelError(
+            f"network {network} has SHA-256 {found}",
+            manifest.sha256,
+            "put back the file the manifest was written for, or export the model again",
+        )
+    return Model(manifest, network)
+
+
+def write_manifest(manifest: Manifest, manifest_file: Path) -> None:
+    """Write ``manifest`` for people: indented, in the order of its fields."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    manifest_file.write_bytes(text + b"\n")

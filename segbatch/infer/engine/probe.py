@@ -1,0 +1,147 @@
+"""A first run of an engine in a process of its own.
+
+Some engines end the process on some processors instead of raising an error, so
+each is tried on the very network before it is loaded here. The same trial finds
+what the engine needs per pixel, from the growth of the trial process's peak
+memory between a small and a large input. Kept per engine version, processor,
+network and precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from segbatch.infer.engine.cache import keep, recall
+from segbatch.log import get_logger
+
+TIMEOUT_S = 180.0
+SMALL_PX, LARGE_PX = 256, 1024
+# Assumed where a platform does not tell a process its peak memory: more than
+# any network of the usual U-Net sizes was measured to need.
+ASSUMED_BYTES_PER_PX = 1500.0
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """What a trial run showed.
+
+    ``bytes_per_px`` is per stream and input pixel, ``fixed_bytes`` the rest
+    (libraries, weights); ``reason`` says why it is not ``usable``.
+    """
+
+    usable: bool
+    reason: str = ""
+    native_bf16: bool = False
+    fixed_bytes: float = 0.0
+    bytes_per_px: float = ASSUMED_BYTES_PER_PX
+
+
+def probe(
+    network: Path, sha256: str, engine: str, precision: str, channels: int, stride: int
+) -> Probe:
+    """Try an engine on a network, or return what an earlier trial showed."""
+    name = _name(sha256, engine, precision)
+    known = recall(name, Probe)
+    if known is not None:
+        return known
+    command = [sys.executable, "-m", "segbatch.infer.engine.probe"]
+    command += [str(network), engine, precision, str(channels), str(stride)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Probe(usable=False, reason=f"no answer within {TIMEOUT_S:.0f} s")
+    except OSError as error:
+        return Probe(usable=False, reason=f"the trial process cannot be started: {error}")
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        found = msgspec.json.decode(lines[-1], type=Probe)
+    elif done.returncode < 0:
+        found = Probe(usable=False, reason=f"the trial process died of signal {-done.returncode}")
+    else:
+        said = done.stderr.strip().splitlines()
+        found = Probe(usable=False, reason=said[-1] if said else f"exit code {done.returncode}")
+    get_logger(__name__).debug("engine tried", engine=engine, precision=precision, found=found)
+    keep(name, found)
+    return found
+
+
+def _name(sha256: str, engine: str, precision: str) -> str:
+    key = [version(engine), platform.platform(), processor(), sha256, precision]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    return f"probe-{engine}-{digest}.json"
+
+
+def processor() -> str:
+    """Return the processor's model name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    lines = (line.partition(":") for line in text.splitlines())
+    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
+    return "|".join(sorted({value.strip() for key, _, value in lines if key.strip() in wanted}))
+
+
+def _peak_bytes() -> int | None:
+    """Return the most memory this process ever held, None where nobody says."""
+    try:
+        # getrusage would count what the parent held when it forked.
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _try(network: Path, engine: str, precision: str, channels: int, stride: int) -> Probe:
+    bf16 = False
+    runner: Any
+    if engine == "openvino":
+        from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+
+        runner = OpenVinoEngine(network, precision, threads=1)
+        bf16 = "BF16" in runner.capabilities()
+        if precision == "bf16" and not bf16:
+            return Probe(usable=False, reason="this processor does not compute in bf16")
+    else:
+        from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+
+        runner = OnnxRuntimeEngine(network, threads=1)
+    peaks = []
+    sides = [max(1, round(px / stride)) * stride for px in (SMALL_PX, LARGE_PX)]
+    for side in sides:
+        with runner.request((1, channels, side, side), 1) as request:
+            request.input[...] = 0.5
+            if not np.isfinite(request.infer()).all():
+                return Probe(usable=False, reason="the network's answer is not finite")
+        peaks.append(_peak_bytes())
+    small, large = peaks
+    if small is None or large is None:
+        return Probe(usable=True, native_bf16=bf16)
+    slope = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
+    fixed = max(0.0, small - slope * sides[0] ** 2)
+    return Probe(usable=True, native_bf16=bf16, fixed_bytes=fixed, bytes_per_px=slope)
+
+
+if __name__ == "__main__":
+    file, name, number_format, input_channels, step = sys.argv[1:]
+    answer = _try(Path(file), name, number_format, int(input_channels), int(step))
+    sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")

@@ -1,0 +1,91 @@
+"""How a frame is run: its tiles, and how many streams share the processor's threads.
+
+Streams of one thread each use a processor best (nothing waits for the slowest
+thread of a layer) but each holds a tile's activations; few streams with large
+tiles waste fewer pixels on halos. The layout with the least work wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segbatch.errors import EngineError
+from segbatch.infer.tiles import Grid, forced, plan
+
+if TYPE_CHECKING:
+    from segbatch.infer.engine.door import Opened
+    from segbatch.settings import Settings
+
+# Throughput of a stream of n threads, over n streams of one thread, falls as
+# n**-0.2 (docs/decisions/0012-streams.md).
+THREADS_LOSS = 0.2
+# Frames of networks that no halo makes exact overlap by twice this.
+BLEND_HALO_PX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Tiles of a frame, tiles per request, and requests that run side by side."""
+
+    grid: Grid
+    batch: int
+    streams: int
+
+
+def layout_for(
+    shape: tuple[int, int],
+    stride: int,
+    halo_px: int | None,
+    opened: Opened,
+    settings: Settings,
+) -> Layout:
+    """Choose tiles, batch and streams for frames of one shape.
+
+    Parameters
+    ----------
+    shape
+        (Y, X), pixels.
+    stride
+        Of the network.
+    halo_px
+        Of the network; None where tiles are blended.
+    opened
+        The engine, with its measured need of memory and the limit.
+    settings
+        ``tile_px`` and ``batch`` are used.
+
+    Raises
+    ------
+    EngineError
+        Not even the smallest tile fits into the memory allowed.
+    SettingsError
+        ``tile_px`` leaves nothing between its halos.
+    """
+    halo = BLEND_HALO_PX if halo_px is None else halo_px
+    batch = 1 if settings.batch == "auto" else settings.batch
+    best: tuple[float, Layout] | None = None
+    for streams in range(1, opened.threads + 1):
+        if opened.threads % streams:
+            continue
+        area = int(opened.memory_bytes / (opened.bytes_per_px * streams * batch))
+        grid: Grid | None
+        if settings.tile_px == "auto":
+            grid = plan(shape, stride, halo, area)
+        else:
+            grid = forced(shape, stride, halo, settings.tile_px)
+            grid = grid if grid.y.tile * grid.x.tile <= area else None
+        if grid is None:
+            continue
+        work = grid.pixels * (opened.threads / streams) ** THREADS_LOSS
+        if best is None or work <= best[0]:
+            best = work, Layout(grid, min(batch, grid.count), streams)
+    if best is None:
+        side = 2 * halo + stride if settings.tile_px == "auto" else settings.tile_px
+        gib = side * side * batch * opened.bytes_per_px / (1 << 30)
+        raise EngineError(
+            f"{opened.memory_bytes / (1 << 30):.2f} GiB left of memory_gib for tiles",
+            f"{gib:.2f} GiB: {batch} of {side} x {side} px at {opened.bytes_per_px:.0f} bytes each",
+            "raise memory_gib, or lower tile_px or batch",
+        )
+    return best[1]

@@ -1,0 +1,227 @@
+"""Tiles: how a frame too large for memory is cut so that the mask does not notice.
+
+Pure integer geometry, one axis at a time; no pixels, no network::
+
+    one axis, three tiles          length        padded
+    frame     |<------------------------>|.......|
+    tile 0    [==========+---]
+    tile 1             [---+======+---]
+    tile 2                      [---+===========]
+                          ^ cut    ^ cut         = kept   - halo, thrown away
+
+Every tile has the same outer length and starts on a multiple of the network's
+stride, so that each pixel falls on the same phase of every pooling step as in
+the whole frame. Next to a cut a tile reaches ``halo`` pixels beyond what it
+keeps; at the frame's own edge it reaches nowhere, because there the network
+must see what it sees in the whole frame: the padding of its own convolutions.
+The frame is mirrored out once, at its right and lower edge, to a multiple of
+the stride.
+
+Two dimensions are the product of two axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+from segbatch.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tile along one axis, in pixels of the padded frame.
+
+    ``start`` to ``stop`` goes through the network; ``own_start`` to
+    ``own_stop`` is kept and lies inside the frame.
+    """
+
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+
+    @property
+    def kept(self) -> slice:
+        """What is kept, counted from the tile's own start."""
+        return slice(self.own_start - self.start, self.own_stop - self.start)
+
+    @property
+    def target(self) -> slice:
+        """What is kept, counted from the frame's start."""
+        return slice(self.own_start, self.own_stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The tiles along one axis of a frame.
+
+    Attributes
+    ----------
+    length
+        Pixels of the frame.
+    padded
+        ``length`` rounded up to a multiple of the stride.
+    tile
+        Outer pixels of every tile; a multiple of the stride.
+    halo
+        Pixels thrown away on each side of a cut; a multiple of the stride.
+    count
+        Tiles; never more than their length and halo require.
+    """
+
+    length: int
+    padded: int
+    tile: int
+    halo: int
+    count: int
+
+    def span(self, index: int) -> Span:
+        """Return tile ``index``; the last one is moved back to end with the padded frame."""
+        step = self.tile - 2 * self.halo
+        last = index == self.count - 1
+        start = self.padded - self.tile if last else index * step
+        return Span(
+            start=start,
+            stop=start + self.tile,
+            own_start=index * step + self.halo if index else 0,
+            own_stop=self.length if last else (index + 1) * step + self.halo,
+        )
+
+    def spans(self) -> list[Span]:
+        """Every tile, from the frame's start."""
+        return [self.span(index) for index in range(self.count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The tiles of a frame: rows times columns, all of one size."""
+
+    y: Axis
+    x: Axis
+
+    @property
+    def count(self) -> int:
+        """Tiles."""
+        return self.y.count * self.x.count
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Outer (Y, X) of every tile, pixels."""
+        return self.y.tile, self.x.tile
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that go through the network for one frame."""
+        return self.count * self.y.tile * self.x.tile
+
+    def tiles(self) -> Iterator[tuple[Span, Span]]:
+        """Yield (y, x) of each tile, row by row."""
+        yield from product(self.y.spans(), self.x.spans())
+
+
+def up(value: int, multiple: int) -> int:
+    """Return ``value`` rounded up to a multiple of ``multiple``."""
+    return -(-value // multiple) * multiple
+
+
+def axis(length: int, stride: int, halo: int, tile: int) -> Axis:
+    """Lay the fewest tiles of outer length ``tile`` over ``length`` pixels.
+
+    Parameters
+    ----------
+    length
+        Pixels of the frame along this axis, at least 1.
+    stride
+        Pixels after which the network's response repeats; tiles start on its
+        multiples.
+    halo
+        Pixels of surroundings that the network needs; rounded up to the stride.
+    tile
+        Outer length wished, pixels; rounded down to the stride, and cut to the
+        padded frame, where one tile needs no halo.
+
+    Raises
+    ------
+    SettingsError
+        The tile leaves nothing between its two halos.
+    """
+    padded, halo, tile = up(length, stride), up(halo, stride), tile // stride * stride
+    if tile >= padded:
+        return Axis(length, padded, padded, halo, 1)
+    if tile - 2 * halo < stride:
+        raise SettingsError(
+            f"tiles of {tile} px with a halo of {halo} px on each side",
+            f"tile_px of at least {2 * halo + stride}: two halos and one stride of the network",
+            f"set tile_px to {2 * halo + stride} or more, or to auto",
+        )
+    # n tiles of length t that overlap by two halos h reach n*(t - 2h) + 2h pixels.
+    return Axis(length, padded, tile, halo, -(-(padded - 2 * halo) // (tile - 2 * halo)))
+
+
+def forced(shape: tuple[int, int], stride: int, halo: int, tile: int) -> Grid:
+    """Return the grid of square tiles of outer length ``tile`` (see ``axis``)."""
+    return Grid(axis(shape[0], stride, halo, tile), axis(shape[1], stride, halo, tile))
+
+
+def plan(shape: tuple[int, int], stride: int, halo: int, tile_area: int) -> Grid | None:
+    """Return the grid of equal tiles that sends the fewest pixels through the network.
+
+    Parameters
+    ----------
+    shape
+        (Y, X) of the frame, pixels.
+    stride, halo
+        As in ``axis``.
+    tile_area
+        Pixels that one tile may have at most.
+
+    Returns
+    -------
+    grid
+        The whole frame as one tile where ``tile_area`` allows; None where not
+        even the smallest tile does. Among equals, the one with fewer tiles.
+    """
+    best: Grid | None = None
+    halo = up(halo, stride)
+    padded = up(shape[0], stride)
+    for rows in range(1, -(-padded // stride) + 1):
+        # The shortest equal tiles that reach from edge to edge in this many rows.
+        tall = up(-(-(padded + 2 * halo * (rows - 1)) // rows), stride)
+        if rows > 1 and tall - 2 * halo < stride:
+            break
+        y = axis(shape[0], stride, halo, tall)
+        x = _widest(shape[1], stride, halo, tile_area // y.tile)
+        if y.count < rows or x is None:
+            continue
+        grid = Grid(y, x)
+        if best is None or (grid.pixels, grid.count) < (best.pixels, best.count):
+            best = grid
+    return best
+
+
+def _widest(length: int, stride: int, halo: int, limit: int) -> Axis | None:
+    """Return the fewest equal tiles of at most ``limit`` pixels, None where there are none."""
+    limit = limit // stride * stride
+    padded = up(length, stride)
+    if limit < padded and limit - 2 * halo < stride:
+        return None
+    count = axis(length, stride, halo, limit).count
+    equal = up(-(-(padded + 2 * halo * (count - 1)) // count), stride)
+    return axis(length, stride, halo, equal)
+
+
+def mirrored(position: int, length: int) -> int:
+    """Return the pixel that stands at ``position`` when ``length`` pixels are mirrored out.
+
+    The edge pixel is not repeated (``... 2 1 [0 1 2] 1 0 ...``); a frame of one
+    pixel is repeated.
+    """
+    if length == 1:
+        return 0
+    position %= 2 * (length - 1)
+    return min(position, 2 * (length - 1) - position)

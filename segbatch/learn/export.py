@@ -1,0 +1,189 @@
+"""From a checkpoint to what frames are processed with: an ONNX file and its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+
+from segbatch.errors import ModelError, StorageError
+from segbatch.infer.decide import sigmoid
+from segbatch.infer.engine.halo import measure_tiling
+from segbatch.infer.engine.manifest import Manifest, Parity, write_manifest
+from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+from segbatch.learn.train import predict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from segbatch.infer.engine.door import Engine
+    from segbatch.learn.checkpoint import Card
+    from segbatch.learn.data import Example
+    from segbatch.learn.nets import UNet
+
+OPSET = 20
+# Same network, same arithmetic, another order of additions.
+_LOGIT_TOLERANCE = 1e-4
+PASSING_AGREEMENT = 0.999
+
+
+def export(
+    net: UNet, card: Card, manifest_file: Path, examples: list[Example], threads: int
+) -> Manifest:
+    """Write ``NAME.onnx`` beside ``manifest_file`` (``NAME.json``), and then the manifest.
+
+    Batch, height and width stay free; batch norm is folded into the
+    convolutions; stride and halo are measured; each processor engine and
+    precision is compared with torch on ``examples``, which the network must not
+    have been trained on.
+
+    Raises
+    ------
+    ModelError
+        The exported network does not compute what the checkpoint computes.
+    StorageError
+        The files cannot be written.
+    """
+    network = manifest_file.with_suffix(".onnx")
+    try:
+        network.write_bytes(to_onnx(net))
+        _verify(net, network, threads)
+        tiling = measure_tiling(
+            network, net.architecture.in_channels, threads, net.architecture.stride
+        )
+        manifest = Manifest(
+            name=card.name,
+            file=network.name,
+            sha256=hashlib.sha256(network.read_bytes()).hexdigest(),
+            classes=card.classes,
+            normalisation=card.normalisation,
+            stride=tiling.stride,
+            halo_px=tiling.halo_px,
+            exact_tiling=tiling.exact,
+            threshold=card.threshold,
+            command=card.command,
+            training={"architecture": msgspec.to_builtins(card.architecture), **card.training},
+            metrics=card.metrics,
+            parity=measure_parity(net, network, examples, card.threshold, threads),
+        )
+        write_manifest(manifest, manifest_file)
+    except OSError as error:
+        raise StorageError(f"{network}: {error.strerror}", "a folder to write to") from error
+    return manifest
+
+
+def to_onnx(net: UNet) -> bytes:
+    """Return the network as one ONNX file, input ``image``, output ``logits``."""
+    net = net.eval()
+    stride = net.architecture.stride
+    free = {
+        0: torch.export.Dim("batch", min=1, max=1024),
+        2: stride * torch.export.Dim("rows", min=1, max=65536),
+        3: stride * torch.export.Dim("columns", min=1, max=65536),
+    }
+    example = torch.zeros(2, net.architecture.in_channels, 4 * stride, 6 * stride)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program: Any = torch.onnx.export(
+            net,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=(free,),
+            verbose=False,
+        )
+    model = program.model_proto
+    for node in model.graph.node:  # where in the source a node came from is of no use here
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _verify(net: UNet, network: Path, threads: int) -> None:
+    """Compare logits of torch and ONNX Runtime on noise of two shapes."""
+    stride = net.architecture.stride
+    engine = OnnxRuntimeEngine(network, threads)
+    try:
+        for seed, (batch, rows, columns) in enumerate(((1, 8, 12), (3, 5, 4))):
+            shape = (batch, net.architecture.in_channels, rows * stride, columns * stride)
+            image = np.random.default_rng(seed).random(shape, np.float32)
+            with torch.inference_mode():
+                wanted = net(torch.from_numpy(image)).numpy()
+            difference = float(np.abs(engine.run(image) - wanted).max())
+            if difference > _LOGIT_TOLERANCE:
+                raise ModelError(
+                    f"{network.name} differs from its checkpoint by {difference:.2g} in logits",
+                    f"at most {_LOGIT_TOLERANCE:g}",
+                    "report this with the versions of torch, onnx and onnxruntime",
+                )
+    finally:
+        engine.close()
+
+
+def measure_parity(
+    net: UNet, network: Path, examples: list[Example], threshold: float, threads: int
+) -> list[Parity]:
+    """Compare each processor engine and precision with torch, pixel by pixel.
+
+    ``passed`` asks that the two masks agree in at least ``PASSING_AGREEMENT`` of all pixels.
+    """
+    reference = [predict(net, example.image()) for example in examples]
+    measured = []
+    for name, precision in (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
+        engine: Engine = (
+            OnnxRuntimeEngine(network, threads)
+            if name == "onnxruntime"
+            else OpenVinoEngine(network, precision, threads)
+        )
+        try:
+            found = [_probability(engine, e.image(), net.architecture.stride) for e in examples]
+        finally:
+            engine.close()
+        measured.append(_compare(name, precision, reference, found, threshold))
+    return measured
+
+
+def _probability(engine: Engine, image: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
+    height, width = image.shape
+    padded = np.pad(image, ((0, -height % stride), (0, -width % stride)), mode="reflect")
+    with engine.request((1, 1, *padded.shape), 1) as request:
+        request.input[:] = padded
+        return sigmoid(request.infer()[0, 0, :height, :width])
+
+
+def _compare(
+    engine: str,
+    precision: str,
+    reference: list[NDArray[np.float32]],
+    found: list[NDArray[np.float32]],
+    threshold: float,
+) -> Parity:
+    pixels = same = 0
+    largest = total = 0.0
+    for wanted, got in zip(reference, found, strict=True):
+        difference = np.abs(wanted - got)
+        largest = max(largest, float(difference.max()))
+        total += float(difference.sum(dtype=np.float64))
+        same += int(np.count_nonzero((wanted >= threshold) == (got >= threshold)))
+        pixels += wanted.size
+    agreement = same / pixels
+    return Parity(
+        engine=engine,
+        precision=precision,
+        max_probability_difference=largest,
+        mean_probability_difference=total / pixels,
+        mask_agreement=agreement,
+        passed=agreement >= PASSING_AGREEMENT,
+    )

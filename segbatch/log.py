@@ -1,0 +1,51 @@
+"""The process log: structured lines on stderr, JSON unless a person is watching.
+
+Importing configures nothing; ``configure`` is called once by the command line.
+QC records are a data product and do not pass through here.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+
+def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
+    """Send log lines to stderr.
+
+    Parameters
+    ----------
+    verbose
+        Debug lines too.
+    json_lines
+        One JSON object a line; by default exactly when stderr is no terminal.
+    """
+    if json_lines is None:
+        json_lines = not sys.stderr.isatty()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json_lines
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG if verbose else logging.INFO
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(name: str) -> Any:
+    """Return the logger of one module; ``name`` stands in each line as ``module``."""
+    return structlog.get_logger(module=name)

@@ -1,0 +1,1 @@
+"""From a folder to recorded outcomes: one frame's journey and the run around it."""

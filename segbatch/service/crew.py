@@ -1,0 +1,175 @@
+"""The threads that take frames on their journeys, and what they do when something gives way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from segbatch import log
+from segbatch.acquire.source import Source
+from segbatch.errors import EngineError
+from segbatch.service.pipeline import Journey, Pipeline, RawChangedError
+from segbatch.service.plan import PlannedFile
+from segbatch.service.record.recorder import Recorder
+from segbatch.service.record.schema import QcRecord
+
+MAX_ENGINE_ERRORS = 5  # in a row: then the engine, not the frame, is at fault
+_logger = log.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """A raw file under way, shared by the journeys of its frames.
+
+    ``outstanding`` frames are not through yet; the last of them finishes the
+    file. ``spoiled`` is set when the raw changed meanwhile: then nothing is
+    finished and the file is taken up again.
+    """
+
+    planned: PlannedFile
+    source: Source | None
+    recorder: Recorder
+    outstanding: int
+    spoiled: bool = False
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def one_through(self) -> bool:
+        """Count one frame as through; return whether it was the last."""
+        with self._guard:
+            self.outstanding -= 1
+            return self.outstanding == 0
+
+    def close(self) -> None:
+        """Let go of the file; what was recorded stays."""
+        self.recorder.close()
+        if self.source is not None:
+            self.source.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A journey to make, the file it belongs to, and the bytes its frame takes in memory."""
+
+    journey: Journey
+    file: OpenFile
+    frame_bytes: int
+
+
+class ByteBudget:
+    """Bounds the frames in memory; one that is larger than the whole budget goes alone."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> None:
+        """Return when ``count`` bytes fit."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken == 0 or self._taken + count <= self._limit)
+            self._taken += count
+
+    def give_back(self, count: int) -> None:
+        """Return ``count`` bytes."""
+        with self._changed:
+            self._taken -= count
+            self._changed.notify_all()
+
+
+class Crew:
+    """Runs journeys in threads until there are no more, a stop, or a failure that ends the run.
+
+    Parameters
+    ----------
+    threads
+        Frames under way at once.
+    on_record
+        Called with each journey's record, in any thread.
+    on_file
+        Called by the thread that brought a file's last frame through.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        threads: int,
+        memory_bytes: int,
+        stop: threading.Event,
+        on_record: Callable[[Journey, QcRecord], None],
+        on_file: Callable[[OpenFile], None],
+    ) -> None:
+        self._pipeline = pipeline
+        self._threads = threads
+        self._budget = ByteBudget(memory_bytes)
+        self._stop = stop
+        self._on_record, self._on_file = on_record, on_file
+        self._issuing = threading.Lock()
+        self._failure: BaseException | None = None
+        self._engine_errors_in_a_row = 0
+
+    def run(self, assignments: Iterator[Assignment]) -> None:
+        """Make every journey; return when the last one under way is through.
+
+        Raises
+        ------
+        StorageError, EngineError
+            The first failure that ended the run.
+        """
+        threads = [
+            threading.Thread(target=self._work, args=(assignments,), name=f"journey-{number}")
+            for number in range(self._threads)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self, assignments: Iterator[Assignment]) -> None:
+        try:
+            while (assignment := self._next(assignments)) is not None:
+                try:
+                    self._make(assignment)
+                finally:
+                    self._budget.give_back(assignment.frame_bytes)
+                    self._pipeline.turns.passed(assignment.journey.ticket)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller of run()
+            if self._failure is None:
+                self._failure = error
+
+    def _next(self, assignments: Iterator[Assignment]) -> Assignment | None:
+        # One at a time: tickets are taken up in order, and so is memory, or a
+        # frame could wait for the turn of one that waits for its memory.
+        with self._issuing:
+            if self._failure is not None or self._stop.is_set():
+                return None
+            assignment = next(assignments, None)
+            if assignment is not None:
+                self._budget.take(assignment.frame_bytes)
+            return assignment
+
+    def _make(self, assignment: Assignment) -> None:
+        journey, file = assignment.journey, assignment.file
+        try:
+            if not file.spoiled:
+                record = self._pipeline.run(journey)
+                self._watch_engine(record)
+                self._on_record(journey, record)
+        except RawChangedError:
+            file.spoiled = True
+        if file.one_through():
+            self._on_file(file)
+
+    def _watch_engine(self, record: QcRecord) -> None:
+        if "engine-error" not in record.reasons:
+            self._engine_errors_in_a_row = 0
+            return
+        self._engine_errors_in_a_row += 1
+        if self._engine_errors_in_a_row >= MAX_ENGINE_ERRORS:
+            raise EngineError(
+                f"the engine failed on {MAX_ENGINE_ERRORS} frames in a row: {record.error}",
+                "an engine that runs",
+                "run segbatch doctor, or try --engine onnxruntime",
+            )

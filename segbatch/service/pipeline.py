@@ -1,0 +1,318 @@
+"""One frame's journey: read, judge, segment, record."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import numpy as np
+
+from segbatch import __version__
+from segbatch.acquire.source import Source
+from segbatch.errors import EngineError, FrameError, UnreadableFrameError
+from segbatch.frame import Frame, gray
+from segbatch.infer.quality.measures import Measures, measure
+from segbatch.infer.quality.verdict import Judge, Verdict
+from segbatch.infer.segment import Segmentation, Segmenter
+from segbatch.service.record.products import LABEL_DTYPE, Products, page_of
+from segbatch.service.record.recorder import Recorder
+from segbatch.service.record.schema import FrameInfo, MaskInfo, ModelInfo, QcRecord, Reason, Timing
+from segbatch.service.turns import Turns
+
+SOFTWARE = f"segbatch {__version__}"
+
+
+class RawChangedError(Exception):
+    """The raw file is no longer the one the pixels were read from: take it up again."""
+
+
+@dataclass(slots=True)
+class Journey:
+    """What one frame carries on its way.
+
+    ``source`` is None, and ``open_error`` says why, where the file could not
+    even be opened. ``key`` orders the frames of a run. ``verdict`` is given
+    where the frame was judged before (at the end of a run). ``previous`` is
+    the record of an earlier failure: the same failure again is not written a
+    second time.
+    """
+
+    raw: Path
+    source: Source | None
+    page: int
+    key: tuple[int, int]
+    ticket: int
+    recorder: Recorder
+    verdict: Verdict | None = None
+    previous: QcRecord | None = None
+    open_error: FrameError | None = None
+    timing_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Note how long a step took, in milliseconds of wall time."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing_ms[step] = round((time.perf_counter() - start) * 1e3, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A frame's verdict and what it was judged on, as the record keeps it."""
+
+    verdict: Verdict
+    pixel_hash: str
+    quality: dict[str, object]
+
+
+class Pipeline:
+    """The steps of a journey with what they share: judge, segmenter, settings.
+
+    Journeys may run in several threads; frames are judged in the order of
+    their tickets.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        segmenter: Callable[[], Segmenter],
+        settings_sha256: str,
+        *,
+        probabilities: bool = False,
+        labels: bool = False,
+    ) -> None:
+        self.turns = Turns()
+        self._judge = judge
+        self._judging = threading.Lock()
+        self._segmenter = segmenter
+        self._settings_sha256 = settings_sha256
+        self._probabilities = probabilities
+        self._labels = labels
+
+    def run(self, journey: Journey) -> QcRecord:
+        """Take one frame from its file to its outcome on disk, and return the record.
+
+        Raises
+        ------
+        StorageError
+            The outcome could not be written.
+        RawChangedError
+            The raw file was replaced or grew on the way; nothing was recorded.
+        """
+        judged = segmentation = None
+        frame = None
+        try:
+            frame = self._read(journey)
+            judged = self._judge_frame(journey, frame)
+            segmentation = self._segment(journey, frame, judged)
+        except (FrameError, EngineError) as error:
+            return self._record_failure(journey, frame, judged, error)
+        finally:
+            self.turns.passed(journey.ticket)
+        return self._record(journey, frame, judged, segmentation)
+
+    def remember(self, key: tuple[int, int], record: QcRecord) -> None:
+        """Take a frame that was recorded before into the run's statistics."""
+        if record.frame.pixel_hash is None or record.outcome == "failed":
+            return
+        kept = {name: record.quality.get(name) for name in Measures.__struct_fields__}
+        measures = msgspec.convert(kept, Measures)
+        group = record.quality.get("group", "")
+        with self._judging:
+            self._judge.judge(key, measures, record.frame.pixel_hash, group)
+
+    def _read(self, journey: Journey) -> Frame:
+        with journey.timed("read"):
+            if journey.source is None:
+                raise journey.open_error or UnreadableFrameError(f"{journey.raw} is not open")
+            return journey.source.read(journey.page)
+
+    def _judge_frame(self, journey: Journey, frame: Frame) -> Judged:
+        with journey.timed("judge"):
+            pixel_hash = hash_pixels(frame)
+            measures = measure(gray(frame.pixels), frame.ceiling)
+            verdict = journey.verdict
+            if verdict is None:
+                self.turns.wait(journey.ticket)
+                with self._judging:
+                    verdict = self._judge.judge(journey.key, measures, pixel_hash, group_of(frame))
+                self.turns.passed(journey.ticket)
+            quality = quality_of(msgspec.to_builtins(measures), verdict, group_of(frame))
+            return Judged(verdict, pixel_hash, quality)
+
+    def _segment(self, journey: Journey, frame: Frame, judged: Judged) -> Segmentation | None:
+        if not judged.verdict.accepted:
+            return None
+        with journey.timed("segment"):
+            return self._segmenter().segment(
+                frame.pixels,
+                frame.bit_depth,
+                probabilities=self._probabilities,
+                labels=self._labels,
+            )
+
+    def _record(
+        self, journey: Journey, frame: Frame, judged: Judged, segmentation: Segmentation | None
+    ) -> QcRecord:
+        _require_unchanged(frame)
+        start = time.perf_counter()
+        products = mask = None
+        if segmentation is not None:
+            products = Products(
+                mask=page_of(segmentation.mask),
+                probabilities=(
+                    page_of(segmentation.probabilities)
+                    if segmentation.probabilities is not None
+                    else None
+                ),
+                labels=(
+                    page_of(segmentation.labels.astype(LABEL_DTYPE))
+                    if segmentation.labels is not None
+                    else None
+                ),
+                pixel_size_um=frame.acquisition.pixel_size_um,
+            )
+            mask = MaskInfo(
+                file="",
+                page=0,
+                foreground_fraction=segmentation.foreground_fraction,
+                object_count=segmentation.object_count,
+                object_area_px_median=segmentation.object_area_px_median,
+                mean_confidence=segmentation.mean_confidence,
+                mean_entropy=segmentation.mean_entropy,
+            )
+        journey.timing_ms["record"] = round((time.perf_counter() - start) * 1e3, 3)
+        record = QcRecord(
+            frame=_frame_info(journey, frame, judged),
+            outcome="segmented" if segmentation is not None else "rejected",
+            reasons=[cast("Reason", reason) for reason in judged.verdict.reasons],
+            quality=judged.quality,
+            mask=mask,
+            model=self._model_info() if segmentation is not None else None,
+            settings_sha256=self._settings_sha256,
+            software=SOFTWARE,
+            written_at=now(),
+            timing_ms=Timing(**journey.timing_ms),
+        )
+        journey.recorder.commit(journey.page, record, products)
+        return record
+
+    def _record_failure(
+        self,
+        journey: Journey,
+        frame: Frame | None,
+        judged: Judged | None,
+        error: FrameError | EngineError,
+    ) -> QcRecord:
+        previous = journey.previous
+        text = str(error)
+        if previous is not None and previous.error == text:
+            return previous
+        reason: Reason = error.reason if isinstance(error, FrameError) else "engine-error"
+        record = QcRecord(
+            frame=_frame_info(journey, frame, judged),
+            outcome="failed",
+            reasons=[reason],
+            error=text,
+            quality=judged.quality if judged is not None else {},
+            model=self._model_info() if isinstance(error, EngineError) else None,
+            settings_sha256=self._settings_sha256,
+            software=SOFTWARE,
+            written_at=now(),
+            timing_ms=Timing(**journey.timing_ms),
+        )
+        journey.recorder.commit(journey.page, record, None)
+        return record
+
+    def _model_info(self) -> ModelInfo:
+        info = self._segmenter().info
+        return ModelInfo(
+            name=info.name,
+            sha256=info.sha256,
+            engine=info.engine,
+            precision=info.precision,
+            manifest_sha256=info.manifest_sha256,
+        )
+
+
+def hash_pixels(frame: Frame) -> str:
+    """Return ``sha256:`` and the hash of shape, dtype (little-endian) and pixels in C order."""
+    pixels = np.ascontiguousarray(frame.pixels)
+    little = pixels.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{pixels.shape} {little.str}".encode())
+    digest.update(pixels.astype(little, copy=False).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def group_of(frame: Frame) -> str:
+    """Name the frames that a frame is compared with: same channel, exposure, gain and format."""
+    acquired = frame.acquisition
+    parts = {
+        "channel": acquired.channel,
+        "exposure_ms": acquired.exposure_ms,
+        "gain_db": acquired.gain_db,
+        "shape": "x".join(map(str, frame.pixels.shape)),
+        "dtype": frame.pixels.dtype.name,
+    }
+    return " ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
+
+
+def quality_of(measures: dict[str, object], verdict: Verdict, group: Hashable) -> dict[str, object]:
+    """Return the record's ``quality``: measures, the rules that decided, and their standing."""
+    return {
+        **measures,
+        "group": group,
+        "provisional": verdict.provisional,
+        "rules": msgspec.to_builtins(verdict.rules),
+    }
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _require_unchanged(frame: Frame) -> None:
+    try:
+        there = frame.id.file.stat()
+    except OSError:  # moved away since: its pixels were read whole, so their outcome stands
+        return
+    if (there.st_size, there.st_mtime_ns) != (frame.size_bytes, frame.mtime_ns):
+        raise RawChangedError(str(frame.id.file))
+
+
+def _frame_info(journey: Journey, frame: Frame | None, judged: Judged | None) -> FrameInfo:
+    if frame is None:
+        size_bytes: int | None = None
+        mtime_ns: int | None = None
+        with suppress(OSError):  # gone: the record says so in its error
+            there = journey.raw.stat()
+            size_bytes, mtime_ns = there.st_size, there.st_mtime_ns
+        return FrameInfo(
+            file=journey.raw.name,
+            page=journey.page,
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
+        )
+    return FrameInfo(
+        file=frame.id.file.name,
+        page=journey.page,
+        shape=list(frame.pixels.shape),
+        dtype=frame.pixels.dtype.name,
+        bit_depth=frame.bit_depth or None,
+        size_bytes=frame.size_bytes,
+        mtime_ns=frame.mtime_ns,
+        pixel_hash=judged.pixel_hash if judged is not None else None,
+        acquired_at=frame.acquisition.acquired_at,
+        axes=frame.axes,
+    )

@@ -1,0 +1,128 @@
+"""Files that appear whole or not at all, and errors of the disk in the caller's words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from segbatch.errors import StorageError
+
+PARTIAL_SUFFIX = ".segbatch-part"
+
+_REMEDY = {
+    errno.ENOSPC: "free some room, then run the same command again: it continues where it stopped",
+    errno.EDQUOT: "raise the quota or free some room, then run the same command again",
+    errno.EROFS: "remount the folder for writing, or write elsewhere with --out DIR",
+    errno.EACCES: "give this user write permission there, or write elsewhere with --out DIR",
+    errno.EPERM: "give this user write permission there, or write elsewhere with --out DIR",
+    errno.ENOENT: "bring the folder back (is the drive or share still mounted?), then run again",
+}
+
+_live: set[Path] = set()
+_live_guard = threading.Lock()
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """Say what the operating system said of ``path``, and what can be done."""
+    what = error.strerror or str(error)
+    code = error.errno or 0
+    return StorageError(
+        f"cannot write {path}: {what}",
+        "a folder that can be written and has room",
+        _REMEDY.get(code, "check the drive and the share, then run the same command again"),
+    )
+
+
+def partial_path(final: Path) -> Path:
+    """Return the hidden temporary name, in the same folder, that ``final`` is written under."""
+    return final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
+
+
+@contextlib.contextmanager
+def whole_file(final: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name only when the block ends without an error.
+
+    The bytes are flushed to the disk before the rename; the rename itself is
+    made durable by ``sync_folder``, which the commit of a frame calls once.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, read-only or gone. Nothing is left behind.
+    """
+    temporary = partial_path(final)
+    with _live_guard:
+        _live.add(temporary)
+    try:
+        with temporary.open("w+b") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(final)
+    except OSError as error:
+        _remove_quietly(temporary)
+        raise storage_error(error, final) from error
+    except BaseException:
+        _remove_quietly(temporary)
+        raise
+    finally:
+        with _live_guard:
+            _live.discard(temporary)
+
+
+def write_whole(final: Path, content: bytes) -> None:
+    """Write ``content`` under ``final``, whole or not at all."""
+    with whole_file(final) as handle:
+        handle.write(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in ``folder`` survive a power cut, where the platform can."""
+    if os.name == "nt":  # NTFS journals renames, and folders cannot be opened
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # shares that cannot sync a folder
+            raise storage_error(error, folder) from error
+
+
+def remove(path: Path) -> None:
+    """Remove one of our own files; it may be gone already."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, with its parents."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
+def is_partial(path: Path) -> bool:
+    """Tell a file that an interrupted ``whole_file`` left behind."""
+    return path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX)
+
+
+def discard_live_partials() -> None:
+    """Remove what is being written at this moment: the process is about to end at once."""
+    for path in tuple(_live):
+        _remove_quietly(path)
+
+
+def _remove_quietly(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the error that brought us here is the one to report
+        path.unlink(missing_ok=True)

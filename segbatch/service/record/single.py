@@ -1,0 +1,60 @@
+"""The results of a file that holds one frame: mask first, QC log last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segbatch.service.record import schema
+from segbatch.service.record.atomic import remove, sync_folder, whole_file, write_whole
+from segbatch.service.record.masks import write_pages
+from segbatch.service.record.names import OutputNames
+from segbatch.service.record.products import Products, with_mask
+from segbatch.service.record.recorder import Keep, Written
+from segbatch.service.record.schema import QcRecord
+from segbatch.service.record.spool import Page
+
+
+class SingleRecorder:
+    """Commits one frame: whatever happens, its QC log is written last or not at all."""
+
+    def __init__(self, names: OutputNames) -> None:
+        self.names = names
+
+    def commit(self, page: int, record: QcRecord, products: Written) -> None:
+        """Write the frame's products, then its QC log.
+
+        Raises
+        ------
+        StorageError
+            Something could not be written; the frame then has no outcome yet.
+        """
+        wanted: dict[Path, tuple[Page, np.dtype[Any], bool]] = {}
+        pixel_size_um = None
+        if isinstance(products, Products):
+            wanted, pixel_size_um = products.named(self.names), products.pixel_size_um
+        for path, (content, dtype, coloured) in wanted.items():
+            with whole_file(path) as handle:
+                write_pages(
+                    handle,
+                    [(content.shape, iter(content.strips))],
+                    dtype,
+                    coloured=coloured,
+                    pixel_size_um=pixel_size_um,
+                    ome_axes=("", ()) if coloured and path.name.endswith(".ome.tif") else None,
+                )
+        write_whole(self.names.qc, schema.encode_for_people(with_mask(record, self.names, page)))
+        sync_folder(self.names.folder)
+        if products is not Keep.PRODUCTS:
+            for path in self.names.products():
+                if path not in wanted:
+                    remove(path)
+        remove(self.names.qc_lines)  # of a time when the raw held more frames
+
+    def finish(self, axes: tuple[str, tuple[int, ...]] | None) -> None:
+        """Do nothing: the commit of the only frame was the last thing to do."""
+
+    def close(self) -> None:
+        """Do nothing: no file is kept open."""

@@ -1,0 +1,296 @@
+"""The results of a stack: kept page by page while it runs, published whole at its end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import tifffile
+
+from segbatch.service.record import schema
+from segbatch.service.record.atomic import remove, storage_error, sync_folder, whole_file
+from segbatch.service.record.masks import compress, write_pages
+from segbatch.service.record.names import OutputNames
+from segbatch.service.record.products import (
+    LABEL_DTYPE,
+    MASK_DTYPE,
+    PROBABILITY_DTYPE,
+    Products,
+    with_mask,
+)
+from segbatch.service.record.recorder import Keep, Written
+from segbatch.service.record.schema import QcRecord
+from segbatch.service.record.spool import Page, PageSpool
+
+JOURNAL_SUFFIX = ".segbatch-journal"
+SPOOL_SUFFIX = ".segbatch-spool"
+SYNC_EVERY = 64  # pages between flushes to the disk: what a power cut can cost
+_NO_PAGE = Page((), ())
+
+
+OmeAxes = tuple[str, tuple[int, ...]]
+
+
+class StackRecorder:
+    """Commits the frames of a stack in order, and the stack when all are there.
+
+    While it runs, hidden files stand beside the raw: a journal of QC lines and
+    a spool of compressed pages for each product. A page counts when its line
+    is whole, so lines and pages agree after a kill at any byte.
+
+    Frames may be handed over from several threads and out of order.
+    """
+
+    def __init__(self, names: OutputNames, *, probabilities: bool, labels: bool) -> None:
+        self.names = names
+        self._kinds = _kinds(names, probabilities=probabilities, labels=labels)
+        self._spools = {path: PageSpool(_hidden(path, SPOOL_SUFFIX)) for path in self._kinds}
+        self._journal, self.records = _open_journal(_hidden(names.qc_lines, JOURNAL_SUFFIX))
+        self._waiting: dict[int, tuple[QcRecord, Mapping[Path, Page]]] = {}
+        self._guard = threading.Lock()
+        self._pixel_size_um: float | None = None
+        self.rewind(min(len(self.records), *map(len, self._spools.values())))
+
+    @property
+    def next_page(self) -> int:
+        """Index of the first frame that is not recorded yet."""
+        return len(self.records)
+
+    def rewind(self, count: int) -> None:
+        """Keep the first ``count`` frames and forget the rest."""
+        self.records = self.records[:count]
+        self._journal.seek(0)
+        for _ in range(count):
+            self._journal.readline()
+        self._journal.truncate(self._journal.tell())
+        for spool in self._spools.values():
+            spool.truncate(count)
+
+    def commit(self, page: int, record: QcRecord, products: Written) -> None:
+        """Record frame ``page``; it reaches the disk when those before it have.
+
+        Raises
+        ------
+        StorageError
+            The journal or a spool cannot be written. The frames recorded
+            before stay; the stack goes on from there in the next run.
+        """
+        with self._guard:
+            if isinstance(products, Products) and products.pixel_size_um:
+                self._pixel_size_um = products.pixel_size_um
+            self._waiting[page] = (record, _pages_of(products, self.names))
+            while (ready := self._waiting.pop(self.next_page, None)) is not None:
+                self.append(*ready)
+
+    def append(self, record: QcRecord, pages: Mapping[Path, Page]) -> None:
+        """Record the next frame with its compressed pages, by product file."""
+        record = with_mask(record, self.names, self.next_page)
+        try:
+            for path, spool in self._spools.items():
+                spool.append(pages.get(path, _NO_PAGE))
+            self._journal.seek(0, os.SEEK_END)
+            self._journal.write(schema.encode(record))
+            self._journal.flush()
+            if self.next_page % SYNC_EVERY == SYNC_EVERY - 1:
+                self._sync()
+        except OSError as error:
+            raise storage_error(error, self.names.qc_lines) from error
+        self.records.append(record)
+
+    def finish(self, axes: OmeAxes | None) -> None:
+        """Write the masks and then the QC log, whole, and drop the hidden files.
+
+        ``axes`` are those before Y and X and their lengths (``("TC", (10, 2))``)
+        where the frames form a full grid in that order, else None.
+
+        The journal is on the disk before an older QC log is removed, so that
+        a kill at any moment leaves either the old results or all that is
+        needed to publish the new ones.
+        """
+        self._sync()
+        remove(self.names.qc_lines)  # an older log must not vouch for newer masks
+        for path, spool in self._spools.items():
+            dtype, coloured = self._kinds[path]
+            with whole_file(path) as handle:
+                write_pages(
+                    handle,
+                    _pages_to_write(spool, self.records, dtype),
+                    dtype,
+                    coloured=coloured,
+                    pixel_size_um=self._pixel_size_um,
+                    ome_axes=axes if path.name.endswith(".ome.tif") else None,
+                )
+        with whole_file(self.names.qc_lines) as handle:
+            handle.writelines(schema.encode(record) for record in self.records)
+        sync_folder(self.names.folder)
+        self.close()
+        discard_hidden(self.names)
+        wanted = set(self._kinds)
+        for path in self.names.products():
+            if path not in wanted:
+                remove(path)
+        remove(self.names.qc)  # of a time when the raw held a single frame
+
+    def close(self) -> None:
+        """Close the hidden files; they stay, and the stack goes on from them."""
+        self._journal.close()
+        for spool in self._spools.values():
+            spool.close()
+
+    def take_pixel_size(self, mask: tifffile.TiffFile) -> None:
+        """Carry the pixel size over from masks that were published before."""
+        page = mask.pages.first
+        if page.resolutionunit == tifffile.RESUNIT.CENTIMETER and page.resolution[0] > 0:
+            self._pixel_size_um = 1e4 / page.resolution[0]
+
+    def _sync(self) -> None:
+        try:
+            for spool in self._spools.values():
+                spool.sync()
+            os.fsync(self._journal.fileno())
+        except OSError as error:
+            raise storage_error(error, self.names.qc_lines) from error
+
+
+def read_lines(path: Path) -> list[QcRecord] | None:
+    """Read a published QC log of a stack; None where a line is not a whole record."""
+    records = [schema.decode(line) for line in path.read_bytes().splitlines()]
+    return [r for r in records if r is not None] if all(records) and records else None
+
+
+class StackPatcher:
+    """Replaces the outcomes of some frames of a published stack, keeping the others as they are.
+
+    Nothing on disk changes before ``finish``.
+    """
+
+    def __init__(self, names: OutputNames, *, probabilities: bool, labels: bool) -> None:
+        self.names = names
+        self._options = {"probabilities": probabilities, "labels": labels}
+        self._changes: dict[int, tuple[QcRecord, Mapping[Path, Page] | None]] = {}
+        self._guard = threading.Lock()
+
+    def commit(self, page: int, record: QcRecord, products: Written) -> None:
+        """Note the new outcome of one frame."""
+        pages = None if products is Keep.PRODUCTS else _pages_of(products, self.names)
+        with self._guard:
+            self._changes[page] = (record, pages)
+
+    def finish(self, axes: OmeAxes | None) -> None:
+        """Publish the stack with the changes."""
+        discard_hidden(self.names)
+        recorder = StackRecorder(self.names, **self._options)
+        published = read_lines(self.names.qc_lines) or []
+        files = {path: tifffile.TiffFile(path) for path in _kinds(self.names, **self._options)}
+        try:
+            recorder.take_pixel_size(files[self.names.mask])
+            for number, record in enumerate(published):
+                changed, pages = self._changes.get(number, (record, None))
+                if pages is None:
+                    pages = {path: _page(file, number) for path, file in files.items()}
+                recorder.append(changed, pages)
+        finally:
+            for file in files.values():
+                file.close()
+        recorder.finish(axes)
+
+    def close(self) -> None:
+        """Do nothing: no file is kept open."""
+
+
+def discard_hidden(names: OutputNames) -> None:
+    """Remove the hidden files of a stack."""
+    remove(_hidden(names.qc_lines, JOURNAL_SUFFIX))
+    for path in _kinds(names, probabilities=True, labels=True):
+        remove(_hidden(path, SPOOL_SUFFIX))
+
+
+def read_journal(names: OutputNames) -> list[QcRecord]:
+    """Read the records of a stack that is half done."""
+    path = _hidden(names.qc_lines, JOURNAL_SUFFIX)
+    if not path.exists():
+        return []
+    records = [schema.decode(line) for line in path.read_bytes().splitlines()]
+    return [record for record in records if record is not None]
+
+
+def _pages_of(products: Written, names: OutputNames) -> dict[Path, Page]:
+    if not isinstance(products, Products):
+        return {}
+    return {path: content[0] for path, content in products.named(names).items()}
+
+
+def _kinds(
+    names: OutputNames, *, probabilities: bool, labels: bool
+) -> dict[Path, tuple[np.dtype[Any], bool]]:
+    kinds: dict[Path, tuple[np.dtype[Any], bool]] = {names.mask: (MASK_DTYPE, True)}
+    if probabilities:
+        kinds[names.probabilities] = (PROBABILITY_DTYPE, False)
+    if labels:
+        kinds[names.labels] = (LABEL_DTYPE, False)
+    return kinds
+
+
+def _hidden(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}{suffix}")
+
+
+def _open_journal(path: Path) -> tuple[BinaryIO, list[QcRecord]]:
+    try:
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        records = []
+        for line in handle:
+            record = schema.decode(line) if line.endswith(b"\n") else None
+            if record is None:
+                break
+            records.append(record)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return handle, records
+
+
+def _pages_to_write(
+    spool: PageSpool, records: Sequence[QcRecord], dtype: np.dtype[Any]
+) -> list[tuple[tuple[int, ...], Iterator[bytes]]]:
+    """Pair each frame's shape with its strips; frames without a mask get a page of zeros.
+
+    Such a page has the frame's own shape, or, where the frame could not be
+    read, the commonest shape of the stack.
+    """
+    shapes = spool.shapes()
+    frame_shapes = [
+        tuple(record.frame.shape[:2]) if record.frame.shape else () for record in records
+    ]
+    known = Counter(shape for shape in (*shapes, *frame_shapes) if len(shape) >= 2)
+    commonest = known.most_common(1)[0][0] if known else (1, 1)
+    planes = Counter(shape[:-2] for shape in shapes if shape).most_common(1)
+    blanks: dict[tuple[int, ...], list[bytes]] = {}
+
+    def strips(number: int, shape: tuple[int, ...]) -> Iterator[bytes]:
+        if shapes[number]:
+            yield from spool.strips(number)
+            return
+        if shape not in blanks:
+            blanks[shape] = compress(np.zeros(shape, dtype))
+        yield from blanks[shape]
+
+    pages = []
+    for number, own in enumerate(shapes):
+        lead = planes[0][0] if planes else ()
+        shape = own or (*lead, *(frame_shapes[number] or commonest[-2:]))
+        pages.append((shape, strips(number, shape)))
+    return pages
+
+
+def _page(file: tifffile.TiffFile, number: int) -> Page:
+    page = file.pages[number]
+    strips = []
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.filehandle.seek(offset)
+        strips.append(file.filehandle.read(size))
+    return Page(tuple(page.shape), strips)

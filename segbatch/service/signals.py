@@ -1,0 +1,48 @@
+"""Stopping on a signal: the first one drains, the second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from segbatch import log
+from segbatch.service.record.atomic import discard_live_partials
+
+_logger = log.get_logger(__name__)
+
+
+class Stopper:
+    """Set by SIGINT or SIGTERM; ``exit_code`` is 128 plus the signal's number, as shells say."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.exit_code: int | None = None
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.event.is_set():
+            discard_live_partials()
+            os._exit(128 + number)
+        self.exit_code = 128 + number
+        self.event.set()
+        _logger.warning(
+            "stopping: frames under way are finished first; once more to stop at once",
+            signal=signal.Signals(number).name,
+        )
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stopper]:
+    """Catch SIGINT and SIGTERM while the block runs, and put the old handlers back."""
+    stopper = Stopper()
+    before = {
+        number: signal.signal(number, stopper._handle) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stopper
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

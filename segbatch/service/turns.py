@@ -1,0 +1,34 @@
+"""Turns: work that runs in parallel but must be judged in the order of the frames."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Turns:
+    """Lets the holder of ticket n pass only when tickets 0 to n-1 have passed or given up.
+
+    Tickets must be taken up in ascending order, so that the oldest one never
+    waits for anybody and the others wait only for it: no deadlock.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._passed: set[int] = set()
+        self._moved = threading.Condition()
+
+    def wait(self, ticket: int) -> None:
+        """Return when it is this ticket's turn."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._next >= ticket)
+
+    def passed(self, ticket: int) -> None:
+        """End the ticket's turn, had or not; a second call changes nothing."""
+        with self._moved:
+            if ticket < self._next:
+                return
+            self._passed.add(ticket)
+            while self._next in self._passed:
+                self._passed.remove(self._next)
+                self._next += 1
+            self._moved.notify_all()
