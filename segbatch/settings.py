@@ -52,15 +52,19 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Contrast of typical structure below which it spans too few counts.
     empty_structure_cells
         Cells of 16x16 px with structure above the noise below which a frame is empty.
+    empty_signal_counts
+        Contrast of typical structure below which it is one step of the converter, and nothing.
     fine_snr
         Energy of structure over noise at wavelengths of 8 to 16 px below which there is
-        no structure in focus: such a frame is blurred, not underexposed.
+        no structure in focus: lack of light or noise is then not what is wrong.
     noise_z
         Robust standard deviations by which log2 of the noise may exceed the median of its group.
     noise_spread_octaves
         Least standard deviation assumed for that, octaves.
     noise_clear_snr
-        Signal-to-noise ratio from which a frame is never called noisy by comparison.
+        Signal-to-noise ratio below which a frame noisier than its group is rejected.
+    noise_snr_loss
+        It is also rejected where its ratio is this many times lower than the group's median.
     snr
         Signal-to-noise ratio below which any frame is noisy.
     focus_octaves
@@ -69,27 +73,33 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Robust standard deviations by which focus may stay below the sharp frames of its group.
     blur_drop_octaves
         Least drop of focus, octaves, that counts as blur by comparison.
+    blur_signal_loss
+        A frame without fine detail is blurred where its contrast is this many times lower
+        than its group's median.
     warm_up_frames
         Frames needed before frames are compared with each other.
     """
 
     enabled: bool = True
     torn_zero_rows: Count = 2
-    torn_columns_fraction: Fraction = 0.2
+    torn_columns_fraction: Fraction = 0.1
     torn_rival_ratio: Annotated[float, Meta(ge=1.0)] = 4.0
     saturated_fraction: Fraction = 0.02
     saturated_bright_fraction: Fraction = 0.5
-    saturated_object_fraction: Fraction = 0.5
+    saturated_object_fraction: Fraction = 0.25
     underexposed_signal_counts: Annotated[float, Meta(ge=0.0)] = 8.0
     empty_structure_cells: Count = 2
+    empty_signal_counts: Annotated[float, Meta(ge=0.0)] = 1.5
     fine_snr: Annotated[float, Meta(ge=0.0)] = 1.0
     noise_z: Positive = 4.0
     noise_spread_octaves: Positive = 0.1
-    noise_clear_snr: Annotated[float, Meta(ge=0.0)] = 25.0
+    noise_clear_snr: Annotated[float, Meta(ge=0.0)] = 12.0
+    noise_snr_loss: Annotated[float, Meta(ge=1.0)] = 6.0
     snr: Annotated[float, Meta(ge=0.0)] = 4.0
     focus_octaves: float = -5.0
     blur_z: Positive = 5.0
-    blur_drop_octaves: Positive = 1.0
+    blur_drop_octaves: Positive = 0.75
+    blur_signal_loss: Annotated[float, Meta(ge=1.0)] = 4.0
     warm_up_frames: Annotated[int, Meta(ge=2)] = 10
 
 

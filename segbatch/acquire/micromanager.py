@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from segbatch.acquire.metadata import AXIS
 from segbatch.acquire.raw import RawFile, unreadable
-from segbatch.errors import UnreadableFrameError
+from segbatch.errors import FrameError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,15 +174,30 @@ def metadata_txt(path: Path) -> dict[str, Any]:
     if stat.st_size > MAX_SIDE_FILE:
         return {}
     text = _side_text(beside, stat.st_size, stat.st_mtime_ns)
-    for key in (f"Metadata-{path.name}", _frame_key(path.name)):
+    # Version 2 names the position's folder or not, by the year of its build.
+    inside = f"Metadata-{path.parent.name}/{path.name}"
+    for key in (f"Metadata-{path.name}", inside):
         found = text.find(f'"{key}":')
-        if key and found >= 0:
-            try:
-                value, _ = json.JSONDecoder().raw_decode(text, text.index("{", found))
-            except (ValueError, RecursionError):
-                return {}
-            return value if isinstance(value, dict) else {}
+        if found >= 0:
+            return _object_at(text, found)
+    # Version 1.4 counts time, channel and slice; the channel is not in the file's name.
+    named = re.fullmatch(r"img_(\d{9})_.*_(\d{3})\.tif", path.name)
+    if named:
+        key = rf'"FrameKey-{int(named[1])}-\d+-{int(named[2])}":'
+        for match in re.finditer(key, text):
+            value = _object_at(text, match.start())
+            if value.get("FileName") == path.name:
+                return value
     return {}
+
+
+def _object_at(text: str, start: int) -> dict[str, Any]:
+    """Return the first JSON object behind ``start``, empty where it is not whole."""
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text, text.index("{", start))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @functools.lru_cache(maxsize=2)
@@ -190,18 +205,12 @@ def _side_text(path: Path, size: int, mtime_ns: int) -> str:
     """Text of a side file, kept until it changes: a folder's frames share it."""
     try:
         file = RawFile(path)
-    except UnreadableFrameError:
+    except FrameError:
         return ""
     try:
         return file.read_some(0, size).decode("utf-8", "replace")
     finally:
         file.close()
-
-
-def _frame_key(name: str) -> str:
-    """Key of version 1.4's ``metadata.txt`` for a name such as ``img_000000000_Cy5_000.tif``."""
-    found = re.fullmatch(r"img_(\d{9})_.*_(\d{3})\.tif", name)
-    return f"FrameKey-{int(found[1])}-0-{int(found[2])}" if found else ""
 
 
 def position_in_name(name: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ modification time are those of the very bytes that were read.
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import stat
 import struct
@@ -29,6 +30,7 @@ CONTENT_ERRORS = (
     AttributeError,
     EOFError,
     LookupError,
+    lzma.LZMAError,
     MemoryError,
     OSError,
     RuntimeError,

@@ -5,6 +5,7 @@ What a file is, is decided by its content, not by its name.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +29,7 @@ from segbatch.acquire.tiff import (
     read_header,
     read_ifd,
 )
-from segbatch.errors import UnreadableFrameError, UnsupportedFrameError
+from segbatch.errors import FrameError, UnreadableFrameError, UnsupportedFrameError
 from segbatch.frame import Acquisition, Frame, FrameId
 from segbatch.settings import PROFILE_BIT_DEPTH
 
@@ -126,6 +127,38 @@ class Source(ABC):
             picture.acquisition,
         )
 
+    def frame_bytes(self, page: int) -> int:
+        """Return the bytes that frame ``page`` takes when it is read.
+
+        0 where that cannot be told; reading the frame then says why.
+        """
+        try:
+            return self._decoded_bytes(page)
+        except FrameError:
+            return 0
+
+    def grid_axes(self) -> tuple[str, tuple[int, ...]] | None:
+        """Return the axes that the frames run along and their lengths, slowest first.
+
+        As in ``("TC", (10, 2))``; None where the frames are no full grid of
+        the axes T, Z and C in one order.
+        """
+        positions = [self._position(page) for page in range(self.frame_count)]
+        names = [axis for axis in positions[0] if any(where.get(axis) for where in positions)]
+        if not set(names) <= set("tzc"):
+            return None
+        lengths = {axis: 1 + max(where.get(axis, 0) for where in positions) for axis in names}
+        first_step = {
+            axis: next(page for page, where in enumerate(positions) if where.get(axis))
+            for axis in names
+        }
+        names.sort(key=first_step.__getitem__, reverse=True)
+        expected = itertools.product(*(range(lengths[axis]) for axis in names))
+        found = [tuple(where.get(axis, -1) for axis in names) for where in positions]
+        if found != list(itertools.islice(expected, len(found) + 1)):
+            return None
+        return "".join(names).upper(), tuple(lengths[axis] for axis in names)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -138,6 +171,12 @@ class Source(ABC):
 
     @abstractmethod
     def _picture(self, page: int) -> Picture: ...
+
+    @abstractmethod
+    def _decoded_bytes(self, page: int) -> int: ...
+
+    @abstractmethod
+    def _position(self, page: int) -> dict[str, int]: ...
 
     def _bit_depth(self, picture: Picture) -> int:
         """JSON's BitDepth, else what was asked for, else a hint, else the profile's."""
@@ -207,6 +246,14 @@ class PngSource(Source):
         pixels = png_pixels(self._file, self._options.max_bytes)
         return Picture(pixels, 8 * pixels.dtype.itemsize)
 
+    def _decoded_bytes(self, page: int) -> int:
+        head = self._file.read(16, 9)  # of the IHDR chunk: width, height, bit depth
+        width, height = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:8], "big")
+        return width * height * 4 * (2 if head[8] > 8 else 1)
+
+    def _position(self, page: int) -> dict[str, int]:
+        return {}
+
 
 class NdtiffSource(Source):
     """A stack of an NDTiff data set, read by the entries of its index."""
@@ -251,6 +298,14 @@ class NdtiffSource(Source):
         self._file.read_into(entry.offset, stored.reshape(-1).view(np.uint8).data)
         pixels = stored.astype(f"u{itemsize}", copy=False)
         return Picture(pixels, 8 * itemsize, self._acquisition(entry), hint)
+
+    def _decoded_bytes(self, page: int) -> int:
+        entry = self._entries[page]
+        itemsize, samples, _ = micromanager.PIXEL_TYPES.get(entry.pixel_type, (0, 0, None))
+        return entry.width * entry.height * samples * itemsize
+
+    def _position(self, page: int) -> dict[str, int]:
+        return metadata.indices(metadata.parse_json(self._entries[page].axes))
 
     def _acquisition(self, entry: IndexEntry) -> Acquisition:
         axes = metadata.parse_json(entry.axes)
@@ -300,7 +355,7 @@ class TiffSource(Source):
         self._run_frames = 0
         try:
             self._learn(self._first)
-        except (UnreadableFrameError, *CONTENT_ERRORS):
+        except (FrameError, *CONTENT_ERRORS):
             self._layout = metadata.Layout()  # metadata never costs a frame
 
     def _learn(self, ifd: Ifd) -> None:
@@ -362,14 +417,31 @@ class TiffSource(Source):
             step = page * sum(self._run.counts)
             layout = replace(self._run, offsets=[offset + step for offset in self._run.offsets])
         else:
-            if self._offsets[page] != ifd.offset:
-                ifd = read_ifd(self._file, self._header, self._offsets[page])
+            ifd = self._directory(page)
             layout = read_page(ifd, self._options.max_bytes)
         # ImageJ's palettes only show counts in colour: the counts are what was measured.
         indices = self.kind in ("imagej", "micro-manager")
         pixels = to_gray_or_rgb(ifd, layout, tiff_pixels(ifd, layout), indices=indices)
         bits = layout.bits if pixels.dtype == layout.dtype else 8 * pixels.dtype.itemsize
         return Picture(pixels, bits, self._acquisition(ifd, page), self._layout.bit_hint)
+
+    def _directory(self, page: int) -> Ifd:
+        offset = self._offsets[page]
+        if offset == self._first.offset:
+            return self._first
+        return read_ifd(self._file, self._header, offset)
+
+    def _decoded_bytes(self, page: int) -> int:
+        if self._run is not None:
+            return self._run.decoded_bytes
+        if page >= len(self._offsets):
+            return 0
+        return read_page(self._directory(page), self._options.max_bytes).decoded_bytes
+
+    def _position(self, page: int) -> dict[str, int]:
+        if self._positions is not None:
+            return self._positions[page]
+        return self._layout.acquisition(page, self.frame_count).position
 
     def _acquisition(self, ifd: Ifd, page: int) -> Acquisition:
         known = metadata.merged(self._single, self._layout.acquisition(page, self.frame_count))

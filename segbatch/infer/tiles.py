@@ -22,6 +22,7 @@ Two dimensions are the product of two axes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -92,6 +93,11 @@ class Axis:
             own_stop=self.length if last else (index + 1) * step + self.halo,
         )
 
+    @property
+    def pixels(self) -> int:
+        """Outer pixels of all tiles together."""
+        return self.count * self.tile
+
     def spans(self) -> list[Span]:
         """Every tile, from the frame's start."""
         return [self.span(index) for index in range(self.count)]
@@ -117,7 +123,7 @@ class Grid:
     @property
     def pixels(self) -> int:
         """Pixels that go through the network for one frame."""
-        return self.count * self.y.tile * self.x.tile
+        return self.y.pixels * self.x.pixels
 
     def tiles(self) -> Iterator[tuple[Span, Span]]:
         """Yield (y, x) of each tile, row by row."""
@@ -186,33 +192,28 @@ def plan(shape: tuple[int, int], stride: int, halo: int, tile_area: int) -> Grid
         The whole frame as one tile where ``tile_area`` allows; None where not
         even the smallest tile does. Among equals, the one with fewer tiles.
     """
+    choices_y, choices_x = (_choices(length, stride, halo) for length in shape)
+    widths = [x.tile for x in choices_x]
     best: Grid | None = None
-    halo = up(halo, stride)
-    padded = up(shape[0], stride)
-    for rows in range(1, -(-padded // stride) + 1):
-        # The shortest equal tiles that reach from edge to edge in this many rows.
-        tall = up(-(-(padded + 2 * halo * (rows - 1)) // rows), stride)
-        if rows > 1 and tall - 2 * halo < stride:
-            break
-        y = axis(shape[0], stride, halo, tall)
-        x = _widest(shape[1], stride, halo, tile_area // y.tile)
-        if y.count < rows or x is None:
+    for y in choices_y:
+        fitting = bisect_right(widths, tile_area // y.tile)
+        if not fitting:
             continue
-        grid = Grid(y, x)
+        grid = Grid(y, choices_x[fitting - 1])
         if best is None or (grid.pixels, grid.count) < (best.pixels, best.count):
             best = grid
     return best
 
 
-def _widest(length: int, stride: int, halo: int, limit: int) -> Axis | None:
-    """Return the fewest equal tiles of at most ``limit`` pixels, None where there are none."""
-    limit = limit // stride * stride
-    padded = up(length, stride)
-    if limit < padded and limit - 2 * halo < stride:
-        return None
-    count = axis(length, stride, halo, limit).count
-    equal = up(-(-(padded + 2 * halo * (count - 1)) // count), stride)
-    return axis(length, stride, halo, equal)
+def _choices(length: int, stride: int, halo: int) -> list[Axis]:
+    """Return the axes worth having, shortest tiles first, each of no more pixels than the last."""
+    halo, padded = up(halo, stride), up(length, stride)
+    choices: list[Axis] = []
+    for tile in [*range(2 * halo + stride, padded, stride), padded]:
+        choice = axis(length, stride, halo, tile)
+        if not choices or choice.pixels <= choices[-1].pixels:
+            choices.append(choice)
+    return choices
 
 
 def mirrored(position: int, length: int) -> int:

@@ -18,9 +18,6 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     ``base`` channels at full resolution, doubled at each of ``depth`` poolings;
     ``convolutions`` of 3x3 a block; ``up`` is a learnt 2x2 transposed
     convolution or bilinear interpolation followed by a 1x1 convolution.
-    ``compress`` puts asinh in front, linear for faint and logarithmic for bright
-    pixels (Lupton et al., Astron. J. 118, 1406, 1999): frames normalised by
-    their own spread may span two decades.
     """
 
     in_channels: int = 1
@@ -29,7 +26,6 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     depth: int = 4
     convolutions: int = 2
     up: Up = "transpose"
-    compress: bool = False
 
     @property
     def stride(self) -> int:
@@ -90,8 +86,6 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of ``x``."""
         skips: list[Tensor] = []
-        if self.architecture.compress:
-            x = torch.asinh(x)
         for block in self.down[:-1]:
             x = block(x)
             skips.append(x)

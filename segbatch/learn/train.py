@@ -30,8 +30,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     seed: int = 1
     steps: int = 3000
-    batch: int = 16
-    patch_px: int = 128
+    batch: int = 24
+    patch_px: int = 96
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     threads: int = 3

@@ -26,6 +26,7 @@ from segbatch.service.rejudge import Key, Standing, amend, changed, records_of
 from segbatch.settings import Settings
 
 MAX_ATTEMPTS = 3  # on a raw file that changes while it is read
+FRAME_AND_MASK = 1.5  # memory of a 16-bit frame and its 8-bit mask, in frames
 _logger = log.get_logger(__name__)
 
 
@@ -217,8 +218,8 @@ class Batch:
             open_error=open_error,
         )
         self._tickets += 1
-        frame_bytes = getattr(file.source, 'frame_bytes', lambda p: 0)(page)
-        return Assignment(journey, file, frame_bytes)
+        frame_bytes = file.source.frame_bytes(page) if file.source is not None else 0
+        return Assignment(journey, file, int(frame_bytes * FRAME_AND_MASK))
 
     def _finish(self, file: OpenFile) -> None:
         """Make a file's results whole, or have it taken up again if its raw changed."""
@@ -230,7 +231,7 @@ class Batch:
             discard_hidden(planned.names)
             self._again.append(planned)
             return
-        axes = None
+        axes = file.source.grid_axes() if file.source is not None else None
         file.recorder.finish(axes)
         file.close()
 

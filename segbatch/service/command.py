@@ -79,7 +79,8 @@ def _print_table(report: RunReport) -> None:
     from rich.table import Table
 
     console = Console(file=sys.stdout, highlight=False)
-    table = Table(title=f"{report.folder}: {report.state}", title_justify="left")
+    click.echo(f"{report.folder}: {report.state}")
+    table = Table()
     table.add_column("outcome")
     table.add_column("frames", justify="right")
     table.add_column("share", justify="right")

@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 import numpy as np
 
-from segbatch import __version__
+from segbatch import __version__, log
 from segbatch.acquire.source import Source
 from segbatch.errors import EngineError, FrameError, UnreadableFrameError
 from segbatch.frame import Frame, gray
@@ -27,6 +27,7 @@ from segbatch.service.record.recorder import Recorder
 from segbatch.service.record.schema import FrameInfo, MaskInfo, ModelInfo, QcRecord, Reason, Timing
 from segbatch.service.turns import Turns
 
+_logger = log.get_logger(__name__)
 SOFTWARE = f"segbatch {__version__}"
 
 
@@ -94,6 +95,7 @@ class Pipeline:
         self.turns = Turns()
         self._judge = judge
         self._judging = threading.Lock()
+        self._depths_warned_of: set[int] = set()
         self._segmenter = segmenter
         self._settings_sha256 = settings_sha256
         self._probabilities = probabilities
@@ -141,6 +143,8 @@ class Pipeline:
         with journey.timed("judge"):
             pixel_hash = hash_pixels(frame)
             measures = measure(gray(frame.pixels), frame.ceiling)
+            if measures.ceiling_exceeded:
+                self._warn_of_depth(frame, measures)
             verdict = journey.verdict
             if verdict is None:
                 self.turns.wait(journey.ticket)
@@ -149,6 +153,21 @@ class Pipeline:
                 self.turns.passed(journey.ticket)
             quality = quality_of(msgspec.to_builtins(measures), verdict, group_of(frame))
             return Judged(verdict, pixel_hash, quality)
+
+    def _warn_of_depth(self, frame: Frame, measures: Measures) -> None:
+        """Say once for each depth that pixels contradict it: exposure cannot be judged then."""
+        with self._judging:
+            if frame.bit_depth in self._depths_warned_of:
+                return
+            self._depths_warned_of.add(frame.bit_depth)
+        _logger.warning(
+            "pixels above the ceiling of the stated bit depth; saturation is not judged",
+            file=str(frame.id.file),
+            bit_depth=frame.bit_depth,
+            ceiling=frame.ceiling,
+            maximum=measures.maximum,
+            remedy="give the camera's --bit-depth, or its --profile",
+        )
 
     def _segment(self, journey: Journey, frame: Frame, judged: Judged) -> Segmentation | None:
         if not judged.verdict.accepted:

@@ -126,10 +126,6 @@ class Process:
             if self._segmenter is None:
                 segmenter = Segmenter(self._model, self._settings)
                 self._segmenter = self._resources.enter_context(segmenter)
-                info = self._segmenter.info
-                _logger.info(
-                    "engine", engine=info.engine, precision=info.precision, model=info.name
-                )
             return self._segmenter
 
     def preview(self, selection: Selection) -> dict[str, Any]:
@@ -218,7 +214,9 @@ class Process:
             ended_at=now(),
         )
         try:
-            report.files["frames"] = str(table.write(out_root, _rows(selection.root, batch)))
+            report.files["frames"] = str(
+                table.write(out_root, selection.root, _rows(selection.root, batch))
+            )
             report.files["run"] = str(out_root / "segbatch_run.json")
             write_run_file(out_root, msgspec.to_builtins(report))
         except StorageError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -37,11 +36,14 @@ def make_run(folder: Path, frames: int = 16, stack_frames: int = 6) -> Path:
 
 def raw_frames(folder: Path) -> dict[str, int]:
     """Return the raw files of a run made by ``make_run`` with how many frames each holds."""
-    return {
-        path.name: len(tifffile.TiffFile(path).pages) if path.name != "broken.tif" else 1
-        for path in sorted(folder.glob("*.tif"))
-        if not path.stem.endswith(("_mask", "_truth", "_prob", "_labels"))
-    }
+    found = {}
+    for path in sorted(folder.glob("*.tif")):
+        if path.name == "broken.tif":
+            found[path.name] = 1
+        elif not path.stem.endswith(("_mask", "_truth", "_prob", "_labels")):
+            with tifffile.TiffFile(path) as file:
+                found[path.name] = len(file.pages)
+    return found
 
 
 def segbatch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -78,7 +80,8 @@ def wait_until(condition: Any, process: subprocess.Popen[str]) -> bool:
 
 def kill(process: subprocess.Popen[str]) -> None:
     """End a process as a power cut would."""
-    process.send_signal(signal.SIGKILL)
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
@@ -122,7 +125,7 @@ def outcomes(folder: Path) -> dict[tuple[str, int], Outcome]:
 
 def hidden_files(folder: Path) -> list[str]:
     """Return the names of files that a finished run must not leave."""
-    return [name for name in os.listdir(folder) if name.startswith(".")]
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def clear(folder: Path) -> None:

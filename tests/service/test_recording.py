@@ -147,7 +147,7 @@ def test_keeping_products_rewrites_the_record_alone(tmp_path: Path) -> None:
     assert decode(names.qc.read_bytes()).mask.object_count == 7  # type: ignore[union-attr]
 
 
-def stack_names(folder: Path, raw: str = "run.tif"):  # noqa: ANN201 - a test's shorthand
+def stack_names(folder: Path, raw: str = "run.tif"):
     """Name the results of one stack."""
     return assign([folder / raw], folder)[folder / raw]
 
@@ -242,6 +242,21 @@ def test_ome_stack_keeps_its_axes_and_pixel_size(tmp_path: Path) -> None:
         assert file.is_ome
         assert (file.series[0].axes, file.series[0].shape) == ("TCYX", (3, 2, 37, 53))
         assert 'PhysicalSizeX="0.5"' in (file.ome_metadata or "")
+
+
+def test_patching_keeps_the_axes_of_an_ome_stack(tmp_path: Path) -> None:
+    """A patched OME-TIFF mask has the axes that it was published with."""
+    names = stack_names(tmp_path, "run.ome.tif")
+    recorder = StackRecorder(names, **NO_EXTRAS)
+    for number in range(6):
+        recorder.commit(number, record_of(number), products_of(identity_mask(number)))
+    recorder.finish(("ZC", (2, 3)))
+    patcher = StackPatcher(names, **NO_EXTRAS)
+    patcher.commit(1, record_of(1, segmented=False), None)
+    patcher.finish(None)
+
+    with tifffile.TiffFile(names.mask) as file:
+        assert (file.series[0].axes, file.series[0].shape) == ("ZCYX", (2, 3, 37, 53))
 
 
 def test_products_beside_the_mask_open_with_their_types(tmp_path: Path) -> None:

@@ -117,6 +117,12 @@ def load_model(manifest_file: Path) -> Model:
         raise ModelError(
             f"manifest {manifest_file}: {error}", f"a {SCHEMA} manifest", "write it again"
         ) from error
+    if Path(manifest.file).name != manifest.file:
+        raise ModelError(
+            f"manifest {manifest_file}: file = {manifest.file!r}",
+            "a plain file name, of a network in the manifest's folder",
+            "put the network beside its manifest",
+        )
     network = manifest_file.parent / manifest.file
     try:
         found = hashlib.sha256(network.read_bytes()).hexdigest()

@@ -8,6 +8,7 @@ frequency, cell by cell (``structure``), tears from the steps between rows
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -24,7 +25,8 @@ QUANTISATION_SIGMA = 0.2887
 _COUNTED = (np.uint8, np.uint16)
 _TILE_PX = 1 << 22
 _TILE_WIDTH_PX = 1 << 13
-_SAMPLE_PX = 1 << 17
+_SAMPLE_PX = 1 << 20
+_NOISE_PX = 1 << 17
 # Standard deviation of a normal variable truncated at +-2.5 of its own.
 _TRIM, _TRIMMED_SIGMA = 2.5, 0.9546
 
@@ -46,7 +48,7 @@ class Measures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     saturated_bright_fraction
         Pixels at the ceiling, of those above half-way from background to ceiling.
     saturated_object_fraction
-        Cells with structure that reach the ceiling, of all cells with structure.
+        Objects that reach the ceiling, of all objects (cells where structure is strongest).
     background
         Median after clipping what stands out.
     noise_sigma
@@ -54,13 +56,13 @@ class Measures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     structure_cells, structure_fraction
         Cells of 16x16 px with structure above the noise, and of all cells.
     signal
-        Contrast of typical structure: upper quartile over the cells with
-        structure of the range within 48 px.
+        Contrast of typical structure: upper quartile over the objects of the
+        range of the frame at half its size within 48 px.
     snr
         ``signal`` over ``noise_sigma``.
     focus
         Base-2 logarithm of the energy at wavelengths of 8 to 16 px over that at
-        32 to 64 px, noise subtracted, in the cells with structure: higher is sharper.
+        32 to 64 px, noise subtracted, of the median object: higher is sharper.
     fine_snr
         Energy at 8 to 16 px over the noise's own there: whether there is fine structure at all.
     zero_tail_rows
@@ -121,14 +123,14 @@ def measure(pixels: NDArray[Any], ceiling: int | None) -> Measures:
     if pixels.ndim != 2:
         raise ValueError(f"pixels of shape {pixels.shape}; wanted (Y, X)")
     frame = _native(pixels)
-    levels = _levels(frame)
+    levels = count_levels(frame)
     if levels is None:
         return _nothing(ceiling)
     exceeded = ceiling is not None and levels.maximum > ceiling
     known = None if exceeded else ceiling
     whole = frame.dtype.kind != "f"
     floor = QUANTISATION_SIGMA if whole else 1e-6 * (levels.maximum - levels.minimum)
-    noise = max(_noise_sigma(frame, levels.background, floor), floor)
+    noise = max(estimate_noise(frame, floor) / _kept_of_noise(levels.at_zero()), floor)
     found = _structure(frame, levels.background, noise, known)
     zero_rows = tears.zero_tail_rows(frame) if whole else 0
     tear = tears.find_tear(frame[: frame.shape[0] - zero_rows], noise)
@@ -175,6 +177,10 @@ class _Levels:
         """Smallest value that at least ``percent`` of the pixels do not exceed."""
         at = np.searchsorted(self.below, percent / 100 * self.total, side="left")
         return float(self.values[min(int(at), len(self.values) - 1)])
+
+    def at_zero(self) -> float:
+        """Fraction of pixels at the count 0, if no count is lower."""
+        return float(self.counts[0] / self.total) if self.minimum == 0 else 0.0
 
     def clipped(self, ceiling: int | None) -> tuple[float | None, float | None]:
         """Pixels at ``ceiling``: of all, and of those above half-way to it."""
@@ -236,12 +242,13 @@ def _sample(frame: NDArray[Any], most_px: int) -> NDArray[Any]:
     return frame[:: min(step, frame.shape[0]), :: min(step, frame.shape[1])]
 
 
-def _levels(frame: NDArray[Any]) -> _Levels | None:
+def count_levels(frame: NDArray[Any]) -> _Levels | None:
+    """Count the values of a frame: all of 8 and 16 bits, else of about a million pixels."""
     if frame.size == 0:
         return None
     if frame.dtype in _COUNTED:
-        return _counted_levels(frame)
-    sample = _sample(frame, 8 * _SAMPLE_PX).astype(np.float64).ravel()
+        return _count_by_histogram(frame)
+    sample = _sample(frame, _SAMPLE_PX).astype(np.float64).ravel()
     sample = sample[np.isfinite(sample)]
     if sample.size == 0:
         return None
@@ -249,7 +256,7 @@ def _levels(frame: NDArray[Any]) -> _Levels | None:
     return _Levels(values, counts, float(sample.mean()))
 
 
-def _counted_levels(frame: NDArray[Any]) -> _Levels:
+def _count_by_histogram(frame: NDArray[Any]) -> _Levels:
     top = int(frame.max())
     counts = np.zeros(top + 1, np.int64)
     for tile in (tile for row in _tiles(frame) for tile in row):
@@ -261,34 +268,51 @@ def _counted_levels(frame: NDArray[Any]) -> _Levels:
     return _Levels(values, counts, float(values @ counts / frame.size))
 
 
-def _noise_sigma(frame: NDArray[Any], background: float, floor: float) -> float:
+def estimate_noise(frame: NDArray[Any], floor: float) -> float:
     """Estimate the standard deviation of the noise, counts.
 
-    Rows and columns are each convolved with (1, -2, 1), which leaves 36 times
-    the variance of white noise and nothing of flat and tilted patches (kernel:
-    Immerkaer, CVIU 64, 300, 1996). The median of absolute values starts a
-    trimmed root mean square: unlike the median alone it does not collapse to 0
-    on frames whose noise is below one count.
+    Triples of rows are convolved with (1, -2, 1) along both axes, which leaves 36
+    times the variance of white noise and nothing of flat and tilted patches (kernel:
+    Immerkaer, CVIU 64, 300, 1996). The median of absolute values starts a trimmed
+    root mean square, so that structure does not inflate it, nor does it collapse
+    to 0 as the median alone does on frames whose noise is below one count.
     """
     height, width = frame.shape
     if height < 3 or width < 3:
         return 0.0
-    step = max(int(np.ceil((frame.size / _SAMPLE_PX) ** 0.5)), 1)
-
-    def shifted(dy: int, dx: int) -> NDArray[np.float32]:
-        part = frame[dy : height - 2 + dy : step, dx : width - 2 + dx : step]
-        return part.astype(np.float32) - np.float32(background)
-
-    rows = [shifted(0, dx) - 2 * shifted(1, dx) + shifted(2, dx) for dx in (0, 1, 2)]
-    difference = np.abs(rows[0] - 2 * rows[1] + rows[2]).ravel() / 6
-    difference = difference[np.isfinite(difference)]
-    if difference.size == 0:
+    step = max(-(-frame.size // _NOISE_PX), 1)
+    exact: type[np.signedinteger[Any] | np.floating[Any]]
+    exact = np.float64 if frame.dtype.itemsize > 2 else np.int32
+    upper, middle, lower = (frame[i : height - 2 + i : step].astype(exact) for i in range(3))
+    bent = upper - 2 * middle + lower
+    both = np.abs(bent[:, :-2] - 2 * bent[:, 1:-1] + bent[:, 2:])
+    # Narrow frames have few rows and wide ones few triples: either way about as many values.
+    values = both.ravel()[:: max(both.size // _NOISE_PX, 1)].astype(np.float32) / 6
+    values = values[np.isfinite(values)]
+    if values.size == 0:
         return 0.0
-    sigma = max(float(np.median(difference)) / 0.6745, floor)
+    sigma = max(float(np.median(values)) / 0.6745, floor)
     for _ in range(2):
-        kept = difference[difference <= _TRIM * max(sigma, floor)]
+        kept = values[values <= _TRIM * max(sigma, floor)]
         sigma = float(np.sqrt(np.mean(kept * kept))) / _TRIMMED_SIGMA if kept.size else 0.0
     return sigma
+
+
+def _kept_of_noise(at_zero: float) -> float:
+    """Return the fraction of its standard deviation that noise keeps when cut off at 0.
+
+    For normal noise of which the fraction ``at_zero`` falls below the converter's
+    lowest count: with a the quantile, y = max(z, a) has E[y] = a P + phi(a) and
+    E[y^2] = a^2 P + 1 - P + a phi(a). Where most pixels are 0 the frame had its
+    background taken away, and nothing is known of its noise: 1.
+    """
+    if not 0.01 < at_zero < 0.5:
+        return 1.0
+    normal = NormalDist()
+    a = normal.inv_cdf(at_zero)
+    mean = a * at_zero + normal.pdf(a)
+    square = a * a * at_zero + 1 - at_zero + a * normal.pdf(a)
+    return float(np.sqrt(square - mean * mean))
 
 
 def _structure(

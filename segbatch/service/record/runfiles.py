@@ -49,15 +49,15 @@ class FramesTable:
         self._reasons: Counter[str] = Counter()
         self.failed: list[str] = []
 
-    def write(self, folder: Path, rows: Iterator[tuple[str, QcRecord]]) -> Path:
-        """Write the table; ``rows`` are raw files, relative to the run, with their records."""
+    def write(self, folder: Path, raw_root: Path, rows: Iterator[tuple[str, QcRecord]]) -> Path:
+        """Write the table; ``rows`` are raw files, relative to ``raw_root``, with their records."""
         path = folder / FRAMES_FILE
         with whole_file(path) as handle:
             text = io.TextIOWrapper(handle, encoding="utf-8", newline="", write_through=True)
             writer = csv.writer(text)
             writer.writerow(self._header())
             for name, record in rows:
-                self._count(name, record)
+                self._count(name, record, raw_root)
                 writer.writerow(self._row(name, record))
             text.flush()
             text.detach()
@@ -95,14 +95,15 @@ class FramesTable:
             record.written_at,
         ]
 
-    def _count(self, name: str, record: QcRecord) -> None:
+    def _count(self, name: str, record: QcRecord, folder: Path) -> None:
         counts = self.counts
         counts.frames += 1
         setattr(counts, record.outcome, getattr(counts, record.outcome) + 1)
         self._reasons.update(record.reasons)
         counts.by_reason = dict(self._reasons.most_common())
         if record.outcome == "failed":
-            self.failed.append(f"{name} frame {record.frame.page}: {record.error}")
+            error = (record.error or "").removeprefix(f"{folder / name}: ")
+            self.failed.append(f"{name} frame {record.frame.page}: {error}")
 
 
 def write_run_file(folder: Path, content: dict[str, Any]) -> Path:

@@ -142,11 +142,15 @@ class StackRecorder:
         for spool in self._spools.values():
             spool.close()
 
-    def take_pixel_size(self, mask: tifffile.TiffFile) -> None:
-        """Carry the pixel size over from masks that were published before."""
+    def take_geometry(self, mask: tifffile.TiffFile) -> OmeAxes | None:
+        """Carry the pixel size over from masks that were published before; return their axes."""
         page = mask.pages.first
         if page.resolutionunit == tifffile.RESUNIT.CENTIMETER and page.resolution[0] > 0:
             self._pixel_size_um = 1e4 / page.resolution[0]
+        if not mask.is_ome:
+            return None
+        series = mask.series[0]
+        return series.axes.removesuffix("YX"), series.shape[:-2]
 
     def _sync(self) -> None:
         try:
@@ -182,13 +186,13 @@ class StackPatcher:
             self._changes[page] = (record, pages)
 
     def finish(self, axes: OmeAxes | None) -> None:
-        """Publish the stack with the changes."""
+        """Publish the stack with the changes; its axes are those that it was published with."""
         discard_hidden(self.names)
         recorder = StackRecorder(self.names, **self._options)
         published = read_lines(self.names.qc_lines) or []
         files = {path: tifffile.TiffFile(path) for path in _kinds(self.names, **self._options)}
         try:
-            recorder.take_pixel_size(files[self.names.mask])
+            axes = recorder.take_geometry(files[self.names.mask])
             for number, record in enumerate(published):
                 changed, pages = self._changes.get(number, (record, None))
                 if pages is None:

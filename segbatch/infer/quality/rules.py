@@ -1,0 +1,294 @@
+"""The rules that a frame is held against: fixed ones, and comparisons with its run.
+
+Fixed rules follow from physics and one frame alone. Noise and blur are compared
+with the other frames of the run, because a level of noise or a sharpness that is
+normal for one specimen is a fault in another; loose fixed limits stand behind
+the comparisons, so that a run that is bad throughout is not taken for normal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from segbatch.infer.quality.measures import Measures
+    from segbatch.settings import QualitySettings
+
+# The sharpest tenth of a group stands for what is in focus.
+_SHARP_QUANTILE = 0.9
+_SHARP_QUANTILE_SIGMAS = 1.2816  # the same of a normal variable
+# Median absolute deviation to standard deviation of a normal variable.
+_MAD_TO_SIGMA = 1.4826
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One rule as it was applied to one frame.
+
+    Attributes
+    ----------
+    rule
+        Its name; ``reason`` is what it rejects for.
+    measure, value
+        What was looked at; None where the frame has no such value.
+    side, threshold
+        The value is suspect ``above`` or ``below`` the threshold; None where
+        there is nothing to compare with.
+    failed
+        Whether the frame is rejected for it.
+    excused_by
+        Why a suspect value was not held against the frame, or None.
+    compared_with
+        ``frame`` for a fixed threshold, ``group`` or ``run`` for one that follows
+        from ``frames`` frames with ``reference`` and ``spread``.
+    """
+
+    rule: str
+    reason: str
+    measure: str
+    value: float | None
+    side: Literal["above", "below"]
+    threshold: float | None
+    failed: bool
+    excused_by: str | None = None
+    compared_with: Literal["frame", "group", "run"] = "frame"
+    frames: int | None = None
+    reference: float | None = None
+    spread: float | None = None
+
+
+class Peers:
+    """Statistics of the frames that a frame is compared with.
+
+    Parameters
+    ----------
+    group
+        Measures of the frames of its group, in the order of the run.
+    run
+        Of all frames of the run.
+    settings
+        Thresholds.
+    """
+
+    def __init__(
+        self, group: Iterable[Measures], run: Iterable[Measures], settings: QualitySettings
+    ) -> None:
+        needed = settings.warm_up_frames
+        peers_of_group = members = list(group)
+        focus = np.array([m.focus for m in members if m.focus is not None])
+        self.focus = focus if len(focus) >= needed else focus[:0]
+        # Noise can be compared across a run; focus, which depends on the specimen, cannot.
+        self.noise_scope: Literal["group", "run"] = "group" if len(members) >= needed else "run"
+        if self.noise_scope == "run":
+            members = list(run)
+        noise = np.log2([m.noise_sigma for m in members if m.noise_sigma])
+        self.noise = noise if len(noise) >= needed else noise[:0]
+        snr = [m.snr for m in members if m.snr is not None]
+        self.snr = float(np.median(snr)) if snr else 0.0
+        signal = [m.signal for m in peers_of_group if m.signal is not None]
+        self.signals = len(signal)
+        self.signal = float(np.median(signal)) if len(signal) >= needed else None
+        self.warm = bool(self.noise.size and self.focus.size)
+
+
+def judge_by_rules(m: Measures, repeated: bool, peers: Peers, s: QualitySettings) -> list[Rule]:
+    """Hold a frame against every rule, in the order in which reasons are given.
+
+    Parameters
+    ----------
+    m
+        Measures of the frame.
+    repeated
+        An earlier frame of the run has the same pixels.
+    peers
+        The frames to compare it with.
+    s
+        Thresholds.
+    """
+    without_detail = m.fine_snr is not None and m.fine_snr < s.fine_snr
+    blur = [
+        _focus_below_run(m, peers, s),
+        _faded_below_run(m, peers, s, without_detail),
+        _limit("no-focus", "blurred", m, "focus", s.focus_octaves),
+    ]
+    faint = _limit("faint", "underexposed", m, "signal", s.underexposed_signal_counts)
+    noisy = _limit("noise-over-signal", "noisy", m, "snr", s.snr)
+    if without_detail:
+        faint, noisy = _excuse(faint, "no fine detail"), _excuse(noisy, "no fine detail")
+    elif m.ceiling is None:
+        faint = _excuse(faint, "counts without a known ceiling")
+    elif any(rule.failed for rule in blur):
+        # More light would not help a frame that is out of focus.
+        faint = _excuse(faint, "out of focus")
+    return [
+        *certain_rules(m, repeated, s)[:-2],
+        faint,
+        *certain_rules(m, repeated, s)[-2:],
+        _noise_above_run(m, peers, s),
+        noisy,
+        *blur,
+    ]
+
+
+def certain_rules(m: Measures, repeated: bool, s: QualitySettings) -> list[Rule]:
+    """Hold a frame against the rules that tell whether it can stand for its run.
+
+    Those of the reasons torn, duplicate, overexposed and empty, in this order.
+    """
+    torn = Rule(
+        rule="zero-tail",
+        reason="torn",
+        measure="zero_tail_rows",
+        value=m.zero_tail_rows,
+        side="above",
+        threshold=s.torn_zero_rows - 1,
+        failed=m.zero_tail_rows >= s.torn_zero_rows,
+    )
+    rival = s.torn_rival_ratio * (m.tear_rival_fraction or 0.0)
+    joined = _limit(
+        "joined-exposures",
+        "torn",
+        m,
+        "tear_fraction",
+        max(s.torn_columns_fraction, rival),
+        side="above",
+    )
+    same = Rule(
+        rule="same-pixels",
+        reason="duplicate",
+        measure="same_as_earlier",
+        value=int(repeated),
+        side="above",
+        threshold=0,
+        failed=repeated,
+    )
+    if m.minimum == m.maximum:
+        # Flat frames are equal whatever was in front of the camera.
+        same = _excuse(same, "all pixels are equal")
+    saturated = _limit(
+        "saturated", "overexposed", m, "saturated_fraction", s.saturated_fraction, side="above"
+    )
+    objects = _limit(
+        "saturated-objects",
+        "overexposed",
+        m,
+        "saturated_bright_fraction",
+        s.saturated_bright_fraction,
+        side="above",
+    )
+    if (m.saturated_object_fraction or 0.0) <= s.saturated_object_fraction:
+        objects = _excuse(objects, "few objects reach the ceiling")
+    nothing = _limit("no-structure", "empty", m, "structure_cells", s.empty_structure_cells)
+    if m.structure_cells is None and m.maximum == m.minimum:
+        nothing = msgspec.structs.replace(nothing, failed=True)  # too small for cells, and flat
+    step = _limit("one-count", "empty", m, "signal", s.empty_signal_counts)
+    if m.ceiling is None:
+        step = _excuse(step, "counts without a known ceiling")
+    return [torn, joined, same, saturated, objects, nothing, step]
+
+
+def _noise_above_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
+    value = float(np.log2(m.noise_sigma)) if m.noise_sigma else None
+    rule = Rule(
+        rule="noise-above-run",
+        reason="noisy",
+        measure="log2_noise_sigma",
+        value=value,
+        side="above",
+        threshold=None,
+        failed=False,
+        compared_with=peers.noise_scope,
+        frames=len(peers.noise),
+    )
+    if not peers.noise.size or value is None:
+        return rule
+    middle = float(np.median(peers.noise))
+    spread = max(
+        _MAD_TO_SIGMA * float(np.median(np.abs(peers.noise - middle))), s.noise_spread_octaves
+    )
+    limit = middle + s.noise_z * spread
+    rule = msgspec.structs.replace(
+        rule, threshold=limit, failed=value > limit, reference=middle, spread=spread
+    )
+    if m.snr is None or m.snr >= max(s.noise_clear_snr, peers.snr / s.noise_snr_loss):
+        return _excuse(rule, "structure stands clear of it")
+    return rule
+
+
+def _focus_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
+    """Compare focus with the sharp frames of the group.
+
+    Their spread is the smaller of two: that of consecutive frames (as in von
+    Neumann's ratio, Ann. Math. Stat. 12, 367, 1941), which stays small in a stack
+    through focus, where most frames are blurred; and that of the sharper half,
+    which stays small where blurred frames are strewn among sharp ones.
+    """
+    rule = Rule(
+        rule="focus-below-run",
+        reason="blurred",
+        measure="focus",
+        value=m.focus,
+        side="below",
+        threshold=None,
+        failed=False,
+        compared_with="group",
+        frames=len(peers.focus),
+    )
+    if not peers.focus.size:
+        return rule
+    middle, sharp = np.quantile(peers.focus, (0.5, _SHARP_QUANTILE)).tolist()
+    steps = float(np.median(np.abs(np.diff(peers.focus))))
+    spread = min(_MAD_TO_SIGMA * steps / np.sqrt(2.0), (sharp - middle) / _SHARP_QUANTILE_SIGMAS)
+    limit = sharp - max(s.blur_z * spread, s.blur_drop_octaves)
+    failed = m.focus is not None and m.focus < limit
+    return msgspec.structs.replace(
+        rule, threshold=limit, failed=failed, reference=sharp, spread=float(spread)
+    )
+
+
+def _faded_below_run(m: Measures, peers: Peers, s: QualitySettings, without_detail: bool) -> Rule:
+    """Compare contrast with the group's, where no fine detail is left to tell focus by."""
+    limit = None if peers.signal is None else peers.signal / s.blur_signal_loss
+    rule = Rule(
+        rule="faded-below-run",
+        reason="blurred",
+        measure="signal",
+        value=m.signal,
+        side="below",
+        threshold=limit,
+        failed=limit is not None and m.signal is not None and m.signal < limit,
+        compared_with="group",
+        frames=peers.signals,
+        reference=peers.signal,
+    )
+    return rule if without_detail else _excuse(rule, "fine detail is left")
+
+
+def _limit(
+    rule: str,
+    reason: str,
+    m: Measures,
+    measure: str,
+    threshold: float,
+    side: Literal["above", "below"] = "below",
+) -> Rule:
+    """Apply a fixed threshold to one measure; a measure that is None never fails."""
+    value = getattr(m, measure)
+    failed = value is not None and (value > threshold if side == "above" else value < threshold)
+    return Rule(
+        rule=rule,
+        reason=reason,
+        measure=measure,
+        value=value,
+        side=side,
+        threshold=threshold,
+        failed=failed,
+    )
+
+
+def _excuse(rule: Rule, why: str) -> Rule:
+    return msgspec.structs.replace(rule, failed=False, excused_by=why) if rule.failed else rule
