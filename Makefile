@@ -47,6 +47,12 @@ types: learn ## Check the types
 docs-check: dev ## Run the code blocks and follow the links of the documents
 	$(BIN)/pytest tests/house/test_documents.py $(ARGS)
 
+bench: learn ## Time segbatch beside others, on this machine (takes long)
+	$(LEARN)/python bench/throughput.py $(ARGS)
+
+model: learn ## Train the shipped network again (takes long)
+	$(LEARN)/python bench/make_model.py $(ARGS)
+
 pins: ## Move the pinned versions to the newest
 	tools/pin
 

@@ -1,6 +1,6 @@
 """Make the network that ships with segbatch, from nothing: simulate, train, test, export.
 
-    python bench/make_model.py [--build build/model] [--steps 4000]
+    python bench/make_model.py [--build build/model] [--steps 3000]
 
 Everything follows from the seeds below, on one type of processor and one
 version of torch. Takes about ten minutes on four cores, 1.5 GB of disk and
@@ -31,13 +31,16 @@ def main() -> None:
     """Run the whole sequence and write ``segbatch/infer/shipped/beads.*``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", type=Path, default=Path("build/model"))
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--threads", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=2)
     shipped = Path(__file__).parents[1] / "segbatch" / "infer" / "shipped" / "beads.json"
     parser.add_argument("--out", type=Path, default=shipped)
     given = parser.parse_args()
     if any(os.environ.get(key) != value for key, value in _MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_MALLOC})
+        again = [sys.executable, *sys.argv]
+        os.execve(sys.executable, again, {**os.environ, **_MALLOC})  # noqa: S606 - this script
+
+    import msgspec
 
     from segbatch.acquire.simulate import write_run, write_varied
     from segbatch.infer.engine.manifest import ZScore
@@ -49,8 +52,6 @@ def main() -> None:
     from segbatch.learn.nets import BEADS
     from segbatch.learn.sweep import sweep
     from segbatch.learn.train import Recipe, evaluate
-
-    import msgspec
 
     build: Path = given.build
     size = {"height_px": 540, "width_px": 720}

@@ -43,6 +43,9 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Fraction of columns that break at one row from which two exposures are joined there.
     torn_rival_ratio
         That fraction must be this many times the highest at any other row.
+    torn_step_z
+        Robust standard deviations by which the step of the level at a row must exceed those at
+        other rows for two exposures to be joined there.
     saturated_fraction
         Fraction of all pixels at the converter's ceiling above which a frame is overexposed.
     saturated_bright_fraction, saturated_object_fraction
@@ -56,7 +59,7 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Contrast of typical structure below which it is one step of the converter, and nothing.
     fine_snr
         Energy of structure over noise at wavelengths of 8 to 16 px below which there is
-        no structure in focus: lack of light or noise is then not what is wrong.
+        no fine detail to tell focus by, and contrast is compared instead.
     noise_z
         Robust standard deviations by which log2 of the noise may exceed the median of its group.
     noise_spread_octaves
@@ -73,6 +76,8 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Robust standard deviations by which focus may stay below the sharp frames of its group.
     blur_drop_octaves
         Least drop of focus, octaves, that counts as blur by comparison.
+    blur_drop_most_octaves
+        Drop of focus that counts as blur however much the group scatters.
     blur_signal_loss
         A frame without fine detail is blurred where its contrast is this many times lower
         than its group's median.
@@ -82,10 +87,11 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: bool = True
     torn_zero_rows: Count = 2
-    torn_columns_fraction: Fraction = 0.1
+    torn_columns_fraction: Fraction = 0.08
     torn_rival_ratio: Annotated[float, Meta(ge=1.0)] = 4.0
-    saturated_fraction: Fraction = 0.02
-    saturated_bright_fraction: Fraction = 0.5
+    torn_step_z: Positive = 8.0
+    saturated_fraction: Fraction = 0.01
+    saturated_bright_fraction: Fraction = 0.4
     saturated_object_fraction: Fraction = 0.25
     underexposed_signal_counts: Annotated[float, Meta(ge=0.0)] = 8.0
     empty_structure_cells: Count = 2
@@ -94,11 +100,12 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     noise_z: Positive = 4.0
     noise_spread_octaves: Positive = 0.1
     noise_clear_snr: Annotated[float, Meta(ge=0.0)] = 12.0
-    noise_snr_loss: Annotated[float, Meta(ge=1.0)] = 6.0
+    noise_snr_loss: Annotated[float, Meta(ge=1.0)] = 5.0
     snr: Annotated[float, Meta(ge=0.0)] = 4.0
-    focus_octaves: float = -5.0
+    focus_octaves: float = -7.0
     blur_z: Positive = 5.0
     blur_drop_octaves: Positive = 0.75
+    blur_drop_most_octaves: Positive = 2.5
     blur_signal_loss: Annotated[float, Meta(ge=1.0)] = 4.0
     warm_up_frames: Annotated[int, Meta(ge=2)] = 10
 

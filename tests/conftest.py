@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -44,3 +45,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the caller's own settings out of the environment."""
     for variable in [name for name in os.environ if name.startswith("SEGBATCH_")]:
         monkeypatch.delenv(variable)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what engines find out about this machine in a folder of this test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 # probability differs from 0 or 1 by less than 1.2e-7.
 BINS_PER_LOGIT = 2048
 BINS = 1 << 16
+BLOCK_ROWS = 32
+# Certainty is a mean over millions of pixels that resemble their neighbours:
+# in frames of a megapixel and more, every fourth row gives it to a thousandth.
+LARGE_PX, LARGE_STEP = 1 << 20, 4
+
+
+def counted_rows(frame_px: int, first_row: int) -> slice:
+    """Return the rows of a region to count, so that a frame counts the same however it is cut.
+
+    ``frame_px`` is the whole frame's area, ``first_row`` the region's first row in it.
+    """
+    step = LARGE_STEP if frame_px >= LARGE_PX else 1
+    return slice(-first_row % step, None, step)
 
 
 def logit(probability: float) -> float:
@@ -39,7 +52,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def decide_binary(
-    logits: NDArray[np.float32], threshold: float, mask: NDArray[np.uint8]
+    logits: NDArray[np.float32], threshold: float, mask: NDArray[np.uint8], counted: slice
 ) -> tuple[float, float, int]:
     """Write 1 into ``mask`` where the class's probability exceeds ``threshold``.
 
@@ -51,19 +64,26 @@ def decide_binary(
         Probability, between 0 and 1.
     mask
         (Y, X), written.
+    counted
+        Rows to be counted for the certainty.
 
     Returns
     -------
     confidence, entropy, pixels
-        Sums over all pixels (entropy in bits), from a histogram of logits
-        with bins of 1/2048.
+        Sums over the counted rows of the winning class's probability and of
+        the entropy in bits, from a histogram of logits with bins of 1/2048;
+        and how many pixels they are.
     """
     np.greater(logits, np.float32(logit(threshold)), out=mask.view(np.bool_))
+    rows = logits[counted]
+    if not rows.size:
+        return 0.0, 0.0, 0
     # Saturating conversion to 16 bits is the clip to the outermost bins.
-    binned = cv2.addWeighted(logits, BINS_PER_LOGIT, logits, 0, BINS // 2, dtype=cv2.CV_16U)
-    counted = cv2.calcHist([binned], [0], None, [BINS], [0, BINS]).reshape(-1).astype(np.float64)
+    binned = cv2.addWeighted(rows, BINS_PER_LOGIT, rows, 0, BINS // 2, dtype=cv2.CV_16U)
+    found = cv2.calcHist([binned], [0], None, [BINS], [0, BINS]).reshape(-1).astype(np.float64)
     confidence, entropy = _binary_tables(threshold)
-    return float(counted @ confidence), float(counted @ entropy), logits.size
+    # Sums rather than dot products: those would wake one BLAS thread per processor.
+    return float((found * confidence).sum()), float((found * entropy).sum()), rows.size
 
 
 @cache
@@ -76,7 +96,7 @@ def _binary_tables(threshold: float) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def decide_classes(
-    logits: NDArray[np.float32], mask: NDArray[np.uint8], phase: tuple[int, int]
+    logits: NDArray[np.float32], mask: NDArray[np.uint8], counted: slice
 ) -> tuple[float, float, int]:
     """Write the index of the most probable class into ``mask``; ties go to the lower index.
 
@@ -86,16 +106,27 @@ def decide_classes(
         (K, Y, X), background first.
     mask
         (Y, X), written.
-    phase
-        First (row, column) to be counted for the certainty, each 0 or 1.
+    counted
+        Rows to be counted for the certainty; its step divides ``BLOCK_ROWS``.
 
     Returns
     -------
     confidence, entropy, pixels
-        Sums over every second row and column (entropy in bits): softmax
-        costs an exponential per class, and a quarter of the pixels give the
-        means to well within a thousandth.
+        As from ``decide_binary``, by softmax.
     """
+    confidence = entropy = 0.0
+    pixels = 0
+    for top in range(0, mask.shape[0], BLOCK_ROWS):
+        rows = slice(top, top + BLOCK_ROWS)
+        found = _decide_block(logits[:, rows], mask[rows], counted)
+        confidence, entropy, pixels = confidence + found[0], entropy + found[1], pixels + found[2]
+    return confidence, entropy, pixels
+
+
+def _decide_block(
+    logits: NDArray[np.float32], mask: NDArray[np.uint8], counted: slice
+) -> tuple[float, float, int]:
+    """Do the work of ``decide_classes`` on rows few enough to stay in the processor's cache."""
     best = logits[0].copy()
     wins = np.empty(mask.shape, np.uint8)
     mask[...] = 0
@@ -105,8 +136,7 @@ def decide_classes(
         np.multiply(wins, np.uint8(index), out=wins)
         np.maximum(mask, wins, out=mask)
         np.maximum(best, logits[index], out=best)
-    rows, columns = slice(phase[0], None, 2), slice(phase[1], None, 2)
-    margin: NDArray[Any] = logits[:, rows, columns] - best[rows, columns]
+    margin: NDArray[Any] = logits[:, counted] - best[counted]
     scores = np.exp(margin)
     total = scores.sum(axis=0)
     # H = log Z - sum(p * margin), for logits shifted so that the best is 0.

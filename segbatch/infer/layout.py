@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from segbatch.settings import Settings
 
 # Throughput of a stream of n threads, over n streams of one thread, falls as
-# n**-0.2 (docs/decisions/0012-streams.md).
-THREADS_LOSS = 0.2
+# n**-0.28 (docs/decisions/0012-streams.md).
+THREADS_LOSS = 0.28
 # Frames of networks that no halo makes exact overlap by twice this.
 BLEND_HALO_PX = 128
 

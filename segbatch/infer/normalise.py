@@ -40,7 +40,7 @@ def scale_of(
     Parameters
     ----------
     pixels
-        The whole frame as the network will see it, (Y, X) or (Y, X, 3), counts.
+        The whole frame as ``seen_by`` the network, counts.
     normalisation
         From the model's manifest.
     bit_depth
@@ -71,6 +71,22 @@ def scale_of(
     return mean, 1.0 / (deviation + normalisation.epsilon)
 
 
+def seen_by(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Return the frame as a network of ``channels`` inputs sees it.
+
+    A colour frame becomes grey (``frame.gray``, strip by strip) for a network
+    of one channel; any other frame is returned as it is.
+    """
+    if channels != 1 or pixels.ndim == 2:
+        return pixels
+    grey = np.empty(pixels.shape[:2], pixels.dtype)
+    top = 0
+    for strip in _strips(pixels):
+        grey[top : top + len(strip)] = gray(strip)
+        top += len(strip)
+    return grey
+
+
 def apply(pixels: NDArray[Any], offset: float, scale: float, out: NDArray[np.float32]) -> None:
     """Write ``(pixels - offset) * scale`` into ``out``.
 
@@ -81,12 +97,8 @@ def apply(pixels: NDArray[Any], offset: float, scale: float, out: NDArray[np.flo
     offset, scale
         From ``scale_of``.
     out
-        float32 (C, Y, X); C of 1 takes colour as grey (``frame.gray``), C of 3
-        takes grey as three equal channels.
+        float32 (C, Y, X); a grey frame is repeated for C of 3.
     """
-    channels = out.shape[0]
-    if channels == 1 and pixels.ndim == 3:
-        pixels = gray(pixels)
     if pixels.ndim == 3:
         np.copyto(out, np.moveaxis(pixels, 2, 0), casting="unsafe")
     else:
@@ -109,7 +121,7 @@ def fill(
     Parameters
     ----------
     pixels
-        The whole frame.
+        The whole frame as ``seen_by`` the network.
     y, x
         The tile; what lies outside the frame is right of or below it.
     offset, scale
@@ -174,18 +186,21 @@ def _percentiles(pixels: NDArray[Any], percents: tuple[float, float]) -> tuple[f
 
 def _moments(pixels: NDArray[Any]) -> tuple[float, float]:
     """Return mean and population standard deviation, counts."""
+    total = squares = 0.0
     if _counted(pixels):
-        weights = histogram(pixels).astype(np.float64)
-        counts = np.arange(len(weights), dtype=np.float64)
-        mean = float(weights @ counts) / pixels.size
-        variance = float(weights @ (counts - mean) ** 2) / pixels.size
-        return mean, variance**0.5
-    mean = sum(float(strip.sum(dtype=np.float64)) for strip in _strips(pixels)) / pixels.size
-    squares = sum(
-        float(np.square(strip.astype(np.float64) - mean).sum()) for strip in _strips(pixels)
-    )
-    deviation = (squares / pixels.size) ** 0.5
-    return mean, deviation
+        # In double precision the mean of 16-bit squares keeps the variance to 1e-6.
+        for strip in _strips(pixels):
+            flat = np.ascontiguousarray(strip).reshape(len(strip), -1)
+            total += cv2.sumElems(flat)[0]
+            squares += cv2.norm(flat, cv2.NORM_L2SQR)
+        mean = total / pixels.size
+        return mean, max(0.0, squares / pixels.size - mean**2) ** 0.5
+    for strip in _strips(pixels):
+        total += float(strip.sum(dtype=np.float64))
+    mean = total / pixels.size
+    for strip in _strips(pixels):
+        squares += float(np.square(strip.astype(np.float64) - mean).sum())
+    return mean, (squares / pixels.size) ** 0.5
 
 
 def _finite(*values: float) -> None:

@@ -17,7 +17,7 @@ from segbatch.infer import decide
 from segbatch.infer.blend import Blend
 from segbatch.infer.engine.door import open_engine
 from segbatch.infer.layout import Layout, layout_for
-from segbatch.infer.normalise import fill, scale_of
+from segbatch.infer.normalise import fill, scale_of, seen_by
 from segbatch.infer.objects import areas_of, labels_of
 from segbatch.log import get_logger
 
@@ -61,7 +61,8 @@ class Segmentation:
     mean_confidence
         Mean over pixels of the winning class's probability.
     mean_entropy
-        Mean over pixels of the entropy of the class probabilities, bits.
+        Mean over pixels of the entropy of the class probabilities, bits. Both
+        means are over every fourth row in frames of a megapixel and more.
     probabilities
         None unless asked for: float32 (Y, X) of the single class, or
         (K, Y, X) with background first.
@@ -168,6 +169,7 @@ class Segmenter:
         EngineError
             The engine failed.
         """
+        pixels = seen_by(pixels, self._manifest.input_channels)
         shape = (pixels.shape[0], pixels.shape[1])
         layout = self._layout(shape)
         work = _Work(
@@ -279,20 +281,21 @@ class Segmenter:
         self, work: _Work, logits: NDArray[np.float32], rows: slice, columns: slice
     ) -> tuple[float, float, int]:
         """Write one region of the mask, and of the probabilities where wanted."""
-        if not np.isfinite(logits.sum()):
+        if not np.isfinite(logits.max()):  # the maximum of anything and NaN is NaN
             raise EngineError(
                 f"{self.info.engine} in {self.info.precision} gave logits that are not finite",
                 "finite logits",
                 "check the frame's counts against the model's normalisation, or use fp32",
             )
         mask = work.mask[rows, columns]
+        counted = decide.counted_rows(work.mask.size, rows.start)
         if self._outputs == 1:
             if work.probabilities is not None:
                 work.probabilities[rows, columns] = decide.sigmoid(logits[0])
-            return decide.decide_binary(logits[0], self._threshold, mask)
+            return decide.decide_binary(logits[0], self._threshold, mask, counted)
         if work.probabilities is not None:
             work.probabilities[:, rows, columns] = decide.softmax(logits)
-        return decide.decide_classes(logits, mask, (rows.start % 2, columns.start % 2))
+        return decide.decide_classes(logits, mask, counted)
 
 
 @dataclass(frozen=True, slots=True)

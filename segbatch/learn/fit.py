@@ -10,7 +10,7 @@ import numpy as np
 
 from segbatch.infer.engine.manifest import Normalisation, ZScore
 from segbatch.learn.checkpoint import Card, save_checkpoint
-from segbatch.learn.data import hold_out, read_examples
+from segbatch.learn.data import Example, hold_out, read_examples
 from segbatch.learn.metrics import summarise
 from segbatch.learn.nets import BEADS, Architecture
 from segbatch.learn.train import Recipe, evaluate, train
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HELD_OUT_FRACTION = 0.15
+
+
+def split(
+    data: Path, test: Path | None, scaling: Normalisation, seed: int, bit_depth: int | None
+) -> tuple[list[Example], list[Example]]:
+    """Return the frames to learn from and those to test on, the same ones for the same seed."""
+    examples = read_examples(data, scaling, bit_depth)
+    if test is not None:
+        return examples, read_examples(test, scaling, bit_depth)
+    return hold_out(examples, HELD_OUT_FRACTION, np.random.default_rng([seed, 0]))
 
 
 def fit(
@@ -69,12 +79,7 @@ def fit(
     """
     recipe = recipe or Recipe()
     scaling: Normalisation = normalisation or ZScore()
-    examples = read_examples(data, scaling, bit_depth)
-    if test is None:
-        rng = np.random.default_rng([recipe.seed, 0])
-        examples, unseen = hold_out(examples, HELD_OUT_FRACTION, rng)
-    else:
-        unseen = read_examples(test, scaling, bit_depth)
+    examples, unseen = split(data, test, scaling, recipe.seed, bit_depth)
     started = time.monotonic()
     net = train(examples, architecture, recipe, progress)
     card = Card(

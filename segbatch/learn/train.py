@@ -34,7 +34,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     patch_px: int = 96
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
-    threads: int = 3
+    threads: int = 2
 
 
 def train(

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
 
 from segbatch import __version__, log
@@ -114,6 +115,8 @@ class Process:
     """
 
     def __init__(self, settings: Settings, stop: threading.Event, progress: Progress) -> None:
+        # Frames run in parallel; OpenCV's own threads would only take cores from the engine.
+        cv2.setNumThreads(1)
         self._settings, self._stop, self._progress = settings, stop, progress
         self._model: Model = open_model(settings.model)
         self._resources = ExitStack()

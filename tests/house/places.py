@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,13 +12,10 @@ MADE = {"build", "demo", "dist"}
 COMMAND = Path(sys.executable).parent / "segbatch"
 
 
-def written(pattern: str) -> list[Path]:
-    """Return the files of the project that match ``pattern``, in order, made ones left out."""
-    return sorted(
-        file
-        for file in ROOT.rglob(pattern)
-        if not any(
-            part.startswith(".") or part in MADE or part.endswith(".egg-info")
-            for part in file.relative_to(ROOT).parts
-        )
-    )
+def written(suffix: str) -> list[Path]:
+    """Return the files of the project whose names end in ``suffix``, made ones left out."""
+    found = []
+    for folder, below, names in os.walk(ROOT):
+        below[:] = [name for name in below if not name.startswith(".") and name not in MADE]
+        found += [Path(folder) / name for name in names if name.endswith(suffix)]
+    return sorted(found)

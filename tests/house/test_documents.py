@@ -12,7 +12,7 @@ from tests.house.places import ROOT, written
 if TYPE_CHECKING:
     from pathlib import Path
 
-DOCUMENTS = written("*.md")
+DOCUMENTS = written(".md")
 with_blocks = [file for file in DOCUMENTS if blocks(file.read_text(encoding="utf-8"))]
 EXAMPLE = """\
 # A title, with `code`

@@ -119,12 +119,12 @@ def save(file: Path, graph: Graph, channels: int, outputs: int) -> None:
     onnx.save(model, file)
 
 
-def manifest_for(file: Path, **changes: Any) -> Manifest:
+def manifest_for(network: Path, **changes: Any) -> Manifest:
     """Return a minimal manifest of a network file."""
     given: dict[str, Any] = {
-        "name": file.stem,
-        "file": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "name": network.stem,
+        "file": network.name,
+        "sha256": hashlib.sha256(network.read_bytes()).hexdigest(),
         "classes": ["bead"],
         "normalisation": BitDepth(),
     }

@@ -163,7 +163,7 @@ def test_auto_takes_bf16_where_it_passed_and_is_native(make_model: MakeModel) ->
 
 @pytest.mark.usefixtures("openvino_dies")
 def test_auto_falls_back_aloud_where_openvino_dies(make_model: MakeModel) -> None:
-    """An OpenVINO that ends its process ends only the trial; ONNX Runtime runs, and the log says why."""
+    """Where OpenVINO ends its process, ONNX Runtime runs and the log says why."""
     model = open_model(make_model(net={"seed": 71}).file)
     with capture_logs() as lines:
         opened = open_engine(model, Settings(threads=1)).engine

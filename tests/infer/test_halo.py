@@ -74,6 +74,22 @@ def test_whole_frame_steps_have_no_halo(whole: str, tmp_path: Path) -> None:
     assert (found.stride, found.halo_px, found.exact) == (4, None, False)
 
 
+def test_a_network_that_depends_on_its_size_is_not_exact(tmp_path: Path) -> None:
+    """Upsampling with aligned corners sees no farther than its halo, yet its tiles would differ."""
+    graph = Graph(1, seed=4)
+    graph.node("AveragePool", [graph.last], kernel_shape=[2, 2], strides=[2, 2])
+    scales = graph.constant(np.array([1, 1, 2, 2], np.float32))
+    graph.node(
+        "Resize",
+        [graph.last, "", scales],
+        mode="linear",
+        coordinate_transformation_mode="align_corners",
+    )
+    save(tmp_path / "net.onnx", graph, 1, 1)
+
+    assert not measure_tiling(tmp_path / "net.onnx", 1, threads=1, stride=2).exact
+
+
 def test_stride_is_found_where_every_size_is_accepted(tmp_path: Path) -> None:
     """A network that resizes to its input's size still has the stride of its pooling."""
     graph = Graph(1, seed=3)

@@ -14,7 +14,7 @@ from segbatch.errors import UnsupportedFrameError
 from segbatch.frame import gray
 from segbatch.infer import normalise
 from segbatch.infer.engine.manifest import BitDepth, DatasetMax, Percentile, ZScore
-from segbatch.infer.normalise import apply, fill, scale_of
+from segbatch.infer.normalise import apply, fill, scale_of, seen_by
 from segbatch.infer.tiles import forced
 
 
@@ -94,7 +94,7 @@ def test_grey_fills_three_channels_and_colour_becomes_grey() -> None:
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (9, 7, 3)).astype(np.uint8)
     grey = whole(colour[..., 0], (0.0, 0.5), channels=3)
-    luminance = whole(colour, (0.0, 1.0))
+    luminance = whole(seen_by(colour, 1), (0.0, 1.0))
     samples = whole(colour, (0.0, 1.0), channels=3)
 
     assert (grey == grey[0]).all()

@@ -11,12 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from segbatch.errors import EngineError, SettingsError, UsageError
-from segbatch.frame import gray
 from segbatch.infer.blend import axis_weights
 from segbatch.infer.engine.door import open_model
 from segbatch.infer.engine.manifest import DatasetMax, Model, Percentile, ZScore
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
-from segbatch.infer.normalise import apply, scale_of
+from segbatch.infer.normalise import apply, scale_of, seen_by
 from segbatch.infer.segment import Segmenter
 from segbatch.infer.tiles import axis
 from segbatch.settings import Settings
@@ -41,8 +40,7 @@ def complete(model: Model) -> Model:
 def whole_frame(model: Model, pixels: NDArray[Any], bit_depth: int = 10) -> NDArray[np.float32]:
     """Return probabilities (K, Y, X) as the definition says: one frame, padded once, one run."""
     manifest = model.manifest
-    if manifest.input_channels == 1:
-        pixels = gray(pixels)
+    pixels = seen_by(pixels, manifest.input_channels)
     out = np.empty((manifest.input_channels, *pixels.shape[:2]), np.float32)
     apply(pixels, *scale_of(pixels, manifest.normalisation, bit_depth), out)
     stride = manifest.stride or 1
@@ -210,20 +208,37 @@ def test_binary_summary_is_that_of_the_probabilities(
 def test_class_summary_is_that_of_the_probabilities(
     make_model: MakeModel, frame: NDArray[np.uint16]
 ) -> None:
-    """The most probable class wins; confidence and entropy are means over a quarter of the pixels."""
+    """The most probable class wins; confidence and entropy are those of the probabilities."""
     model = complete(make_model(net={"outputs": 4}, normalisation=ZScore()))
     with Segmenter(model, settings()) as segmenter:
         found = segmenter.segment(frame, 10, probabilities=True, labels=True)
     p = whole_frame(model, frame).astype(np.float64)
     ranked = np.sort(p, axis=0)
     sure = ranked[-1] - ranked[-2] > 1e-4
-    some = p[:, ::2, ::2]
 
     assert np.array_equal(found.mask[sure], p.argmax(axis=0)[sure])
-    assert found.mean_confidence == pytest.approx(some.max(axis=0).mean(), abs=1e-4)
-    assert found.mean_entropy == pytest.approx(-(some * np.log2(some)).sum(axis=0).mean(), abs=1e-4)
+    assert found.mean_confidence == pytest.approx(p.max(axis=0).mean(), abs=1e-4)
+    assert found.mean_entropy == pytest.approx(-(p * np.log2(p)).sum(axis=0).mean(), abs=1e-4)
     assert found.labels is not None
     assert found.labels.max() == found.object_count
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_large_frames_count_a_quarter_of_the_rows_however_they_are_cut(
+    outputs: int, make_model: MakeModel, frame: NDArray[np.uint16]
+) -> None:
+    """Above a megapixel certainty comes from every fourth row, the same rows in every layout."""
+    model = complete(make_model(net={"outputs": outputs, "base": 2}))
+    pixels = np.tile(frame, (5, 3))
+    found = []
+    for tile in ("auto", 333):
+        with Segmenter(model, settings(tile_px=tile)) as segmenter:
+            found.append(segmenter.segment(pixels, 10))
+    p = whole_frame(model, pixels)[:, ::4].astype(np.float64)
+    winner = p.max(axis=0) if outputs > 1 else np.maximum(p, 1 - p)
+
+    assert [one.mean_confidence for one in found] == pytest.approx([winner.mean()] * 2, abs=1e-4)
+    assert found[0].mean_entropy == pytest.approx(found[1].mean_entropy, abs=1e-6)
 
 
 def test_colour_frames_become_grey_for_a_grey_network(
@@ -306,11 +321,14 @@ def test_networks_that_see_the_whole_frame_are_blended(
     model = complete(make_model(net={"whole": whole}))
     pixels = np.tile(frame, (3, 2))
     exact = whole_frame(model, pixels)[0]
-    blended = probabilities_of(model, pixels, tile_px=400)
+    fitting, blended = (
+        probabilities_of(model, pixels, engine="onnxruntime", tile_px=tile)
+        for tile in ("auto", 400)
+    )
 
     assert model.manifest.exact_tiling is False
-    assert np.abs(probabilities_of(model, pixels) - exact).max() <= 1e-4
-    assert 1e-4 < np.abs(blended - exact).mean() < 0.05
+    assert np.abs(fitting - exact).max() <= 1e-4
+    assert 0.0 < np.abs(blended - exact).mean() < 0.05
 
 
 @pytest.mark.parametrize("length", [400, 401, 1000])

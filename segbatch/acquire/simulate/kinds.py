@@ -107,8 +107,8 @@ def any_scene(rng: np.random.Generator, height_px: int, width_px: int) -> Scene:
     """Any scene a bead lab may point the camera at; what a network should have seen.
 
     Objectives from 10x to 100x, bead images from the diffraction limit to about
-    24 px, densities over three decades, peaks from 200 to 25,000 electrons, gain
-    up to 24 dB, one frame in eight far out of focus, one in sixteen without beads.
+    24 px, densities over three decades, peaks from 200 to 13,000 electrons, gain
+    up to 24 dB, one frame in five out of focus, one in sixteen without beads.
     """
     magnification, aperture, index = _OBJECTIVES[int(rng.integers(len(_OBJECTIVES)))]
     shortest = PIXEL_PITCH_UM / magnification * 4 * aperture
@@ -118,8 +118,9 @@ def any_scene(rng: np.random.Generator, height_px: int, width_px: int) -> Scene:
         numerical_aperture=aperture,
         medium_index=index,
         wavelength_um=float(rng.choice(emissions)),
-        spherical_rms_waves=float(rng.normal(0, 0.05)),
-        coma_rms_waves=float(rng.normal(0, 0.04)),
+        spherical_rms_waves=float(rng.normal(0, 0.07)),
+        coma_rms_waves=float(rng.normal(0, 0.05)),
+        astigmatism_rms_waves=float(rng.normal(0, 0.03)),
     )
     diameter = _log_uniform(rng, 0.1 + 0.5 * optics.pixel_um, 24 * optics.pixel_um)
     peak, background, gain_db = _any_light(rng)
@@ -127,7 +128,7 @@ def any_scene(rng: np.random.Generator, height_px: int, width_px: int) -> Scene:
     area_px = math.pi / 4 * ((diameter / optics.pixel_um) ** 2 + 16)
     densest = min(2500.0, 0.2e6 / area_px)
     beads = 0.0 if rng.random() < 1 / 16 else _log_uniform(rng, 15, densest)
-    defocus = rng.uniform(3, 12) * dof if rng.random() < 1 / 8 else rng.normal(0, 0.25) * dof
+    defocus = rng.normal(0, 0.25) if rng.random() < 0.8 else _log_uniform(rng, 0.7, 12)
     return Scene(
         height_px=height_px,
         width_px=width_px,
@@ -138,7 +139,7 @@ def any_scene(rng: np.random.Generator, height_px: int, width_px: int) -> Scene:
         bead_peak_electrons=peak,
         brightness_cv=float(rng.uniform(0.05, 0.3)),
         clumped_fraction=float(rng.uniform(0, 0.5)),
-        stage_defocus_um=float(defocus * rng.choice((-1, 1))),
+        stage_defocus_um=float(defocus * dof * rng.choice((-1, 1))),
         depth_spread_um=float(rng.uniform(0, 0.5)) * dof,
         floating_fraction=float(rng.choice((0.0, rng.uniform(0, 0.3)))),
         floating_depth_um=_deepest_um(optics, diameter),

@@ -7,8 +7,8 @@ the cut-off NA / wavelength (Goodman, Introduction to Fourier Optics, ch. 6):
     h(x, y; z) = | F^-1 { P(f) exp(2 pi i (z sqrt((n/wavelength)^2 - |f|^2) + W(f))) } |^2
 
 z is the defocus, n the index of the medium, W the aberration in waves, here
-primary spherical and coma in Noll's Zernike terms (J. Opt. Soc. Am. 66, 207,
-1976), which make a bead above focus look unlike one below. The object is the
+primary spherical, coma and astigmatism in Noll's Zernike terms (J. Opt. Soc. Am.
+66, 207, 1976), which make a bead above focus look unlike one below. The object is the
 projection of a uniformly stained sphere of radius a, whose Fourier transform is
 3 (sin q - q cos q) / q^3 with q = 2 pi a |f|; a pixel integrates light over its
 square, a factor sinc(f_x p) sinc(f_y p). All of it is multiplied in the Fourier
@@ -54,6 +54,7 @@ class Optics:
     pixel_pitch_um: float = PIXEL_PITCH_UM
     spherical_rms_waves: float = 0.04
     coma_rms_waves: float = 0.02
+    astigmatism_rms_waves: float = 0.01
 
     def __post_init__(self) -> None:
         if self.numerical_aperture >= self.medium_index:
@@ -117,6 +118,7 @@ def transfer_function(optics: Optics, defocus_um: float, size_px: int) -> NDArra
     waves += optics.spherical_rms_waves * math.sqrt(5) * (6 * rho**4 - 6 * rho**2 + 1)
     cosine = np.divide(fx, np.sqrt(f2), out=np.zeros_like(f2), where=f2 > 0)
     waves += optics.coma_rms_waves * math.sqrt(8) * (3 * rho**3 - 2 * rho) * cosine
+    waves += optics.astigmatism_rms_waves * math.sqrt(6) * rho**2 * (2 * cosine**2 - 1)
     field = np.fft.ifft2(pupil * np.exp(2j * np.pi * waves))
     otf = np.fft.rfft2(np.abs(field) ** 2)
     otf /= otf[0, 0]

@@ -11,7 +11,8 @@ and weak noise of several draws keep rectifiers that happen to be shut from
 hiding a path.
 
 A network that answers everywhere to a change anywhere (instance
-normalisation, global pooling) has no such halo.
+normalisation, global pooling) has no such halo. Whatever was found is at last
+tried: a strip cut with its halo must give what the whole strip gives.
 """
 
 from __future__ import annotations
@@ -77,13 +78,25 @@ def measure_tiling(network: Path, channels: int, threads: int, stride: int | Non
     """
     engine = OnnxRuntimeEngine(network, threads)
     try:
+        axes = (engine.run, _turned(engine.run))
         if stride is None:
-            stride = _stride(engine.run, channels, network)
-        halos = [_halo(engine.run, channels, stride, flip) for flip in (False, True)]
+            stride = _stride(axes, channels, network)
+        halos = [_halo(axis, channels, stride) for axis in axes]
+        halo = None if None in halos else max(found for found in halos if found is not None)
+        if halo is not None and not all(_confirmed(a, channels, stride, halo) for a in axes):
+            halo = None
     finally:
         engine.close()
-    reach = [halo for halo in halos if halo is not None]
-    return Tiling(stride, max(reach) if len(reach) == len(halos) else None)
+    return Tiling(stride, halo)
+
+
+def _turned(network: Network) -> Network:
+    """Return the network with its axes exchanged: what is measured along X is then along Y."""
+
+    def turned(strip: NDArray[np.float32]) -> NDArray[np.float32]:
+        return network(np.ascontiguousarray(strip.swapaxes(2, 3))).swapaxes(2, 3)
+
+    return turned
 
 
 def _strip(channels: int, wide: int, long: int, seed: int) -> NDArray[np.float32]:
@@ -92,28 +105,20 @@ def _strip(channels: int, wide: int, long: int, seed: int) -> NDArray[np.float32
     return rng.random((1, channels, wide, long), np.float32)
 
 
-def _stride(network: Network, channels: int, file: Path) -> int:
+def _stride(axes: tuple[Network, Network], channels: int, file: Path) -> int:
     """Return the smallest stride whose multiples are accepted and shift the answer with them."""
     refused = "no size was accepted"
     alike: list[int] = []
     for stride in STRIDES:
-        wide, long = up(64, stride) + stride, up(768, stride) + stride
-        strip = _strip(channels, wide, long, 1)
         try:
-            answer = network(strip)
+            moved = [_moved(network, channels, stride) for network in axes]
         except EngineError as error:
             refused = str(error)
             continue
-        if answer.shape[0] != 1 or answer.shape[2:] != strip.shape[2:]:
-            refused = f"logits of shape {answer.shape} for input {strip.shape}"
-            continue
         refused = "no stride up to 128 px repeats the answer"
-        inner = slice(long // 2 - 64, long // 2 + 64)
-        shifted = np.roll(network(np.roll(strip, stride, axis=3)), -stride, axis=3)
-        moved = np.abs(shifted - answer)[..., inner] / (float(answer.std()) + 1e-6)
-        if float(moved.max()) <= SHIFT_EXACT:
+        if max(greatest for greatest, _ in moved) <= SHIFT_EXACT:
             return stride
-        if float(moved.mean()) <= SHIFT_ALIKE:
+        if max(mean for _, mean in moved) <= SHIFT_ALIKE:
             alike.append(stride)
     if alike:
         return alike[0]
@@ -124,12 +129,29 @@ def _stride(network: Network, channels: int, file: Path) -> int:
     )
 
 
-def _halo(network: Network, channels: int, stride: int, upright: bool) -> int | None:
-    """Return the reach along one axis rounded up to the stride, None where it has no end."""
+def _moved(network: Network, channels: int, stride: int) -> tuple[float, float]:
+    """Return how far outputs move, at most and on average, when the input is shifted by a stride.
+
+    Measured in the middle of a strip that is shifted around its ends, in parts
+    of the outputs' spread.
+    """
+    wide, long = up(64, stride) + stride, up(768, stride) + stride
+    strip = _strip(channels, wide, long, 1)
+    answer = network(strip)
+    if answer.shape[0] != 1 or answer.shape[2:] != strip.shape[2:]:
+        raise EngineError(f"logits of shape {answer.shape} for input {strip.shape}")
+    inner = slice(long // 2 - 64, long // 2 + 64)
+    shifted = np.roll(network(np.roll(strip, stride, axis=3)), -stride, axis=3)
+    moved = np.abs(shifted - answer)[..., inner] / (float(answer.std()) + 1e-6)
+    return float(moved.max()), float(moved.mean())
+
+
+def _halo(network: Network, channels: int, stride: int) -> int | None:
+    """Return the reach along X rounded up to the stride, None where it has no end."""
     for reach in REACHES_PX:
         half = up(reach, stride)
         found = max(
-            _reach(network, channels, stride, half, upright, strength, seed)
+            _reach(network, channels, stride, half, strength, seed)
             for seed, strength in enumerate(STRENGTHS)
         )
         # The farthest stride-wide cell must be untouched, else the reach may go on.
@@ -139,28 +161,16 @@ def _halo(network: Network, channels: int, stride: int, upright: bool) -> int | 
 
 
 def _reach(
-    network: Network,
-    channels: int,
-    stride: int,
-    half: int,
-    upright: bool,
-    strength: float,
-    seed: int,
+    network: Network, channels: int, stride: int, half: int, strength: float, seed: int
 ) -> int:
     """Return how far from the border the farthest changed output lies, pixels."""
     wide = up(64, stride)
     calm = _strip(channels, wide, 2 * half, 10 + seed)
-    other = _strip(channels, wide, 2 * half, 100 + seed)
-    noise = strength * (2.0 * other - 1.0)
+    noise = strength * (2.0 * _strip(channels, wide, 2 * half, 100 + seed) - 1.0)
     right, left = calm.copy(), calm.copy()
     right[..., half:] = noise[..., half:]
     left[..., :half] = noise[..., :half]
-    answers = []
-    for strip in (calm, right, left):
-        turned = np.ascontiguousarray(strip.swapaxes(2, 3)) if upright else strip
-        answer = network(turned)
-        answers.append(answer.swapaxes(2, 3) if upright else answer)
-    whole, by_right, by_left = answers
+    whole, by_right, by_left = (network(strip) for strip in (calm, right, left))
     near = np.flatnonzero((by_right != whole).any(axis=(0, 1, 2))[:half])
     far = np.flatnonzero((by_left != whole).any(axis=(0, 1, 2))[half:])
     reaches = [0]
@@ -169,3 +179,21 @@ def _reach(
     if len(far):
         reaches.append(int(far[-1]) + 1)
     return max(reaches)
+
+
+def _confirmed(network: Network, channels: int, stride: int, halo: int) -> bool:
+    """Return whether two tiles of different lengths, cut with the halo, equal their whole.
+
+    A network may look no farther than its halo and still depend on its
+    input's size, as upsampling with aligned corners does.
+    """
+    cut = 2 * halo + 3 * stride
+    strip = _strip(channels, up(64, stride), 2 * cut + 5 * stride, 7)
+    whole = network(strip)
+    left, right = network(strip[..., :cut]), network(strip[..., 2 * stride :])
+    tolerance = SHIFT_EXACT * (float(whole.std()) + 1e-6)
+    inner = slice(2 * stride + halo, None)
+    return bool(
+        np.abs(left - whole[..., :cut])[..., : cut - halo].max() <= tolerance
+        and np.abs(right[..., halo:] - whole[..., inner]).max() <= tolerance
+    )

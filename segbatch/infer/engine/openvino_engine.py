@@ -88,7 +88,7 @@ class OpenVinoEngine:
             self._network = self._core.read_model(str(network))
         except RuntimeError as error:
             raise EngineError(
-                f"OpenVINO {self.version} cannot read {network}: {error}",
+                f"OpenVINO {self.version} cannot read {network}: {_one_line(error)}",
                 "an ONNX network of known operators",
                 "use --engine onnxruntime",
             ) from error
@@ -163,7 +163,7 @@ class OpenVinoEngine:
                 graph.idle.put(OpenVinoRequest(compiled.create_infer_request()))
         except RuntimeError as error:
             raise EngineError(
-                f"OpenVINO {self.version} cannot compile the network for input {shape}: {error}",
+                f"OpenVINO {self.version} cannot compile for input {shape}: {_one_line(error)}",
                 "a network that takes that shape",
                 "use --engine onnxruntime",
             ) from error
@@ -182,6 +182,10 @@ class OpenVinoRequest:
         try:
             self._request.infer()
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed: {error}") from error
+            raise EngineError(f"OpenVINO failed: {_one_line(error)}") from error
         logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits
+
+
+def _one_line(error: RuntimeError) -> str:
+    return " ".join(str(error).split())

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from segbatch.errors import EngineError
 from segbatch.infer.engine.cache import keep, recall
 from segbatch.log import get_logger
 
@@ -143,5 +144,8 @@ def _try(network: Path, engine: str, precision: str, channels: int, stride: int)
 
 if __name__ == "__main__":
     file, name, number_format, input_channels, step = sys.argv[1:]
-    answer = _try(Path(file), name, number_format, int(input_channels), int(step))
+    try:
+        answer = _try(Path(file), name, number_format, int(input_channels), int(step))
+    except EngineError as error:
+        answer = Probe(usable=False, reason=error.got)
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")

@@ -8,6 +8,7 @@ frequency, cell by cell (``structure``), tears from the steps between rows
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 
 # Quantisation alone has a standard deviation of 1/sqrt(12) counts.
 QUANTISATION_SIGMA = 0.2887
-_COUNTED = (np.uint8, np.uint16)
+# Larger values are no counts, and their squares no float32.
+_LARGEST = 1e30
 _TILE_PX = 1 << 22
 _TILE_WIDTH_PX = 1 << 13
 _SAMPLE_PX = 1 << 20
-_NOISE_PX = 1 << 17
+_NOISE_PX = 1 << 16
 # Standard deviation of a normal variable truncated at +-2.5 of its own.
 _TRIM, _TRIMMED_SIGMA = 2.5, 0.9546
 
@@ -67,10 +69,12 @@ class Measures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Energy at 8 to 16 px over the noise's own there: whether there is fine structure at all.
     zero_tail_rows
         Whole rows of zeros down to the last, where the frame is not zero elsewhere.
-    tear_row, tear_step, tear_fraction, tear_rival_fraction
-        The row where most columns break (the first of the lower part), the step of
-        the level there, the fraction of columns that break, and the highest such
-        fraction at any other row; None where nothing breaks.
+    tear_row, tear_fraction, tear_rival_fraction
+        The row where most columns break (the first of the lower part), the fraction
+        of columns that break there, and the highest such fraction at any other row.
+    tear_step_row, tear_step, tear_step_z
+        The row where the level of most columns steps and stays (the first of the
+        lower part), the step, and its size in robust standard deviations of all rows.
     """
 
     mean: float | None
@@ -94,9 +98,11 @@ class Measures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     fine_snr: float | None
     zero_tail_rows: int
     tear_row: int | None
-    tear_step: float | None
     tear_fraction: float | None
     tear_rival_fraction: float | None
+    tear_step_row: int | None
+    tear_step: float | None
+    tear_step_z: float | None
 
 
 def measure(pixels: NDArray[Any], ceiling: int | None) -> Measures:
@@ -122,7 +128,7 @@ def measure(pixels: NDArray[Any], ceiling: int | None) -> Measures:
     """
     if pixels.ndim != 2:
         raise ValueError(f"pixels of shape {pixels.shape}; wanted (Y, X)")
-    frame = _native(pixels)
+    frame = pixels.view(np.uint8) if pixels.dtype == np.bool_ else pixels
     levels = count_levels(frame)
     if levels is None:
         return _nothing(ceiling)
@@ -131,7 +137,7 @@ def measure(pixels: NDArray[Any], ceiling: int | None) -> Measures:
     whole = frame.dtype.kind != "f"
     floor = QUANTISATION_SIGMA if whole else 1e-6 * (levels.maximum - levels.minimum)
     noise = max(estimate_noise(frame, floor) / _kept_of_noise(levels.at_zero()), floor)
-    found = _structure(frame, levels.background, noise, known)
+    found = _structure(frame, levels, noise, known)
     zero_rows = tears.zero_tail_rows(frame) if whole else 0
     tear = tears.find_tear(frame[: frame.shape[0] - zero_rows], noise)
     clipped, bright = levels.clipped(known)
@@ -156,10 +162,12 @@ def measure(pixels: NDArray[Any], ceiling: int | None) -> Measures:
         focus=found.focus,
         fine_snr=found.fine_snr,
         zero_tail_rows=zero_rows,
-        tear_row=tear.row if tear else None,
-        tear_step=tear.step if tear else None,
-        tear_fraction=tear.fraction if tear else None,
-        tear_rival_fraction=tear.rival_fraction if tear else None,
+        tear_row=tear.row,
+        tear_fraction=tear.fraction,
+        tear_rival_fraction=tear.rival_fraction,
+        tear_step_row=tear.step_row,
+        tear_step=tear.step,
+        tear_step_z=tear.step_z,
     )
 
 
@@ -210,13 +218,9 @@ class _Levels:
         return float(middle)
 
 
-def _native(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return ``pixels`` in the machine's byte order, booleans as uint8; no copy otherwise."""
-    if pixels.dtype == np.bool_:
-        return pixels.view(np.uint8)
-    if not pixels.dtype.isnative:
-        return pixels.astype(pixels.dtype.newbyteorder("="))
-    return pixels
+def _is_counted(frame: NDArray[Any]) -> bool:
+    """Whether a frame has so few possible values that all pixels can be counted, and filtered."""
+    return frame.dtype.kind == "u" and frame.dtype.itemsize <= 2
 
 
 def _tiles(frame: NDArray[Any]) -> list[list[NDArray[Any]]]:
@@ -246,10 +250,10 @@ def count_levels(frame: NDArray[Any]) -> _Levels | None:
     """Count the values of a frame: all of 8 and 16 bits, else of about a million pixels."""
     if frame.size == 0:
         return None
-    if frame.dtype in _COUNTED:
+    if _is_counted(frame):
         return _count_by_histogram(frame)
     sample = _sample(frame, _SAMPLE_PX).astype(np.float64).ravel()
-    sample = sample[np.isfinite(sample)]
+    sample = sample[np.abs(sample) < _LARGEST]
     if sample.size == 0:
         return None
     values, counts = np.unique(sample, return_counts=True)
@@ -260,7 +264,7 @@ def _count_by_histogram(frame: NDArray[Any]) -> _Levels:
     top = int(frame.max())
     counts = np.zeros(top + 1, np.int64)
     for tile in (tile for row in _tiles(frame) for tile in row):
-        part = cv2.calcHist([np.ascontiguousarray(tile)], [0], None, [top + 1], [0, top + 1])
+        part = cv2.calcHist([_contiguous(tile)], [0], None, [top + 1], [0, top + 1])
         counts += part.ravel().astype(np.int64)
     bottom = int(np.flatnonzero(counts)[0])
     counts = counts[bottom:]
@@ -281,14 +285,15 @@ def estimate_noise(frame: NDArray[Any], floor: float) -> float:
     if height < 3 or width < 3:
         return 0.0
     step = max(-(-frame.size // _NOISE_PX), 1)
-    exact: type[np.signedinteger[Any] | np.floating[Any]]
-    exact = np.float64 if frame.dtype.itemsize > 2 else np.int32
+    # float32 holds every difference of 16-bit counts, but not of wider values.
+    exact = np.dtype(np.float64 if frame.dtype.itemsize > 2 else np.float32)
     upper, middle, lower = (frame[i : height - 2 + i : step].astype(exact) for i in range(3))
-    bent = upper - 2 * middle + lower
-    both = np.abs(bent[:, :-2] - 2 * bent[:, 1:-1] + bent[:, 2:])
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite values are left out below
+        bent = upper - 2 * middle + lower
+        both = np.abs(bent[:, :-2] - 2 * bent[:, 1:-1] + bent[:, 2:])
     # Narrow frames have few rows and wide ones few triples: either way about as many values.
-    values = both.ravel()[:: max(both.size // _NOISE_PX, 1)].astype(np.float32) / 6
-    values = values[np.isfinite(values)]
+    values = both.ravel()[:: max(both.size // _NOISE_PX, 1)] / 6
+    values = values[values < _LARGEST]
     if values.size == 0:
         return 0.0
     sigma = max(float(np.median(values)) / 0.6745, floor)
@@ -316,37 +321,43 @@ def _kept_of_noise(at_zero: float) -> float:
 
 
 def _structure(
-    frame: NDArray[Any], background: float, noise: float, ceiling: int | None
+    frame: NDArray[Any], levels: _Levels, noise: float, ceiling: int | None
 ) -> structure.Found:
     if min(frame.shape) < structure.SMALLEST_PX:
         return structure.NONE
-    maps = structure.join(
+    if _is_counted(frame):
+        offset, unit = 0.0, 1.0
+    else:
+        # Wider values are brought to where float32 holds small differences and squares.
+        offset, unit = levels.background, (levels.maximum - levels.minimum) or 1.0
+    maps = [
         [
-            [
-                structure.map_cells(_workable(tile, background), noise)
-                for tile in row
-                if _has_cells(tile)
-            ]
-            for row in _tiles(frame)
-            if _has_cells(row[0])
+            structure.map_cells(_filterable(tile, offset, unit), noise / unit)
+            for tile in row
+            if min(tile.shape) >= structure.CELL_PX
         ]
-    )
-    offset = 0.0 if frame.dtype in _COUNTED else background
-    return structure.find(maps, noise, None if ceiling is None else ceiling - offset)
+        for row in _tiles(frame)
+        if len(row[0]) >= structure.CELL_PX
+    ]
+    top = None if ceiling is None else (ceiling - offset) / unit
+    found = structure.find(structure.join(maps), noise / unit, top)
+    return replace(found, signal=None if found.signal is None else found.signal * unit)
 
 
-def _has_cells(tile: NDArray[Any]) -> bool:
-    """Whether a tile holds a whole cell; the last of a row may be a sliver."""
-    return bool(min(tile.shape) >= structure.CELL_PX)
-
-
-def _workable(tile: NDArray[Any], background: float) -> NDArray[Any]:
+def _filterable(tile: NDArray[Any], offset: float, unit: float) -> NDArray[Any]:
     """Return a contiguous tile that OpenCV can filter: uint8, uint16 or finite float32."""
-    if tile.dtype in _COUNTED:
-        return np.ascontiguousarray(tile)
-    # Taken relative to the background, so that float32 keeps small differences on a large offset.
-    values = (tile - np.asarray(background, np.float64)).astype(np.float32)
-    return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    if _is_counted(tile):
+        return _contiguous(tile)
+    values = tile.astype(np.float64)
+    values[~(np.abs(values) < _LARGEST)] = offset
+    values -= offset
+    values /= unit
+    return values.astype(np.float32)
+
+
+def _contiguous(tile: NDArray[Any]) -> NDArray[Any]:
+    """Return a tile without gaps, in the machine's byte order; a copy only where it has to be."""
+    return np.ascontiguousarray(tile, tile.dtype.newbyteorder("="))
 
 
 def _nothing(ceiling: int | None) -> Measures:

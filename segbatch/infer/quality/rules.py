@@ -117,17 +117,18 @@ def judge_by_rules(m: Measures, repeated: bool, peers: Peers, s: QualitySettings
     ]
     faint = _limit("faint", "underexposed", m, "signal", s.underexposed_signal_counts)
     noisy = _limit("noise-over-signal", "noisy", m, "snr", s.snr)
-    if without_detail:
-        faint, noisy = _excuse(faint, "no fine detail"), _excuse(noisy, "no fine detail")
-    elif m.ceiling is None:
+    if m.ceiling is None:
         faint = _excuse(faint, "counts without a known ceiling")
-    elif any(rule.failed for rule in blur):
-        # More light would not help a frame that is out of focus.
-        faint = _excuse(faint, "out of focus")
+    certain = certain_rules(m, repeated, s)
+    if any(rule.failed for rule in blur):
+        # Neither more light nor less noise would help a frame that is out of focus.
+        faint, noisy = _excuse(faint, "out of focus"), _excuse(noisy, "out of focus")
+    elif any(rule.failed for rule in certain[-2:]) and without_detail:
+        faint = _excuse(faint, "empty")
     return [
-        *certain_rules(m, repeated, s)[:-2],
+        *certain[:-2],
         faint,
-        *certain_rules(m, repeated, s)[-2:],
+        *certain[-2:],
         _noise_above_run(m, peers, s),
         noisy,
         *blur,
@@ -157,6 +158,7 @@ def certain_rules(m: Measures, repeated: bool, s: QualitySettings) -> list[Rule]
         max(s.torn_columns_fraction, rival),
         side="above",
     )
+    step = _limit("level-step", "torn", m, "tear_step_z", s.torn_step_z, side="above")
     same = Rule(
         rule="same-pixels",
         reason="duplicate",
@@ -185,10 +187,10 @@ def certain_rules(m: Measures, repeated: bool, s: QualitySettings) -> list[Rule]
     nothing = _limit("no-structure", "empty", m, "structure_cells", s.empty_structure_cells)
     if m.structure_cells is None and m.maximum == m.minimum:
         nothing = msgspec.structs.replace(nothing, failed=True)  # too small for cells, and flat
-    step = _limit("one-count", "empty", m, "signal", s.empty_signal_counts)
+    count = _limit("one-count", "empty", m, "signal", s.empty_signal_counts)
     if m.ceiling is None:
-        step = _excuse(step, "counts without a known ceiling")
-    return [torn, joined, same, saturated, objects, nothing, step]
+        count = _excuse(count, "counts without a known ceiling")
+    return [torn, joined, step, same, saturated, objects, nothing, count]
 
 
 def _noise_above_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
@@ -243,7 +245,8 @@ def _focus_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
     middle, sharp = np.quantile(peers.focus, (0.5, _SHARP_QUANTILE)).tolist()
     steps = float(np.median(np.abs(np.diff(peers.focus))))
     spread = min(_MAD_TO_SIGMA * steps / np.sqrt(2.0), (sharp - middle) / _SHARP_QUANTILE_SIGMAS)
-    limit = sharp - max(s.blur_z * spread, s.blur_drop_octaves)
+    drop = min(max(s.blur_z * spread, s.blur_drop_octaves), s.blur_drop_most_octaves)
+    limit = sharp - drop
     failed = m.focus is not None and m.focus < limit
     return msgspec.structs.replace(
         rule, threshold=limit, failed=failed, reference=sharp, spread=float(spread)

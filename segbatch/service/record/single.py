@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from segbatch.service.record import schema
@@ -31,6 +33,7 @@ class SingleRecorder:
         StorageError
             Something could not be written; the frame then has no outcome yet.
         """
+        start = time.perf_counter()
         wanted: dict[Path, tuple[Page, np.dtype[Any], bool]] = {}
         pixel_size_um = None
         if isinstance(products, Products):
@@ -45,7 +48,8 @@ class SingleRecorder:
                     pixel_size_um=pixel_size_um,
                     ome_axes=("", ()) if coloured and path.name.endswith(".ome.tif") else None,
                 )
-        write_whole(self.names.qc, schema.encode_for_people(with_mask(record, self.names, page)))
+        record = _with_time(with_mask(record, self.names, page), time.perf_counter() - start)
+        write_whole(self.names.qc, schema.encode_for_people(record))
         sync_folder(self.names.folder)
         if products is not Keep.PRODUCTS:
             for path in self.names.products():
@@ -58,3 +62,10 @@ class SingleRecorder:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
+
+
+def _with_time(record: QcRecord, writing_s: float) -> QcRecord:
+    """Count the writing of the products into the time that recording took."""
+    timing = record.timing_ms
+    written = msgspec.structs.replace(timing, record=round(timing.record + writing_s * 1e3, 3))
+    return msgspec.structs.replace(record, timing_ms=written)
