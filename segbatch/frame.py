@@ -81,7 +81,10 @@ def gray(pixels: NDArray[Any]) -> NDArray[Any]:
     """
     if pixels.ndim == 2:
         return pixels
-    weighted = pixels[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    # Sums, not a matrix product: that would wake a thread of the linear algebra for each core.
+    weighted = pixels[..., 0] * np.float32(0.299)
+    weighted += pixels[..., 1] * np.float32(0.587)
+    weighted += pixels[..., 2] * np.float32(0.114)
     if np.issubdtype(pixels.dtype, np.integer):
         weighted = np.rint(weighted)
     return weighted.astype(pixels.dtype)

@@ -87,6 +87,9 @@ def _count(mask: NDArray[np.uint8], index: int | None, rows: int, areas: Areas) 
             last = root[labels[-1]]
         else:
             last = labels[-1]
+        if top + rows >= len(mask):
+            areas.add(area[area > 0])
+            return
         still_open = np.unique(last)
         still_open = still_open[still_open > 0]
         open_area = np.concatenate([[0], area[still_open]])
@@ -95,7 +98,6 @@ def _count(mask: NDArray[np.uint8], index: int | None, rows: int, areas: Areas) 
         place = np.zeros(found, np.int32)
         place[still_open] = np.arange(1, len(still_open) + 1)
         above = place[last]
-    areas.add(open_area[open_area > 0])
 
 
 def _join(

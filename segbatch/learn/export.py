@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,10 @@ def to_onnx(net: UNet) -> bytes:
         3: stride * torch.export.Dim("columns", min=1, max=65536),
     }
     example = torch.zeros(2, net.architecture.in_channels, 4 * stride, 6 * stride)
+    # The exporter warns and logs of its own internals.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             net,
             (example,),

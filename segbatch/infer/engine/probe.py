@@ -3,8 +3,8 @@
 Some engines end the process on some processors instead of raising an error, so
 each is tried on the very network before it is loaded here. The same trial finds
 what the engine needs per pixel, from the growth of the trial process's peak
-memory between a small and a large input. Kept per engine version, processor,
-network and precision.
+memory between a small and a large input. Kept per version of segbatch and of the
+engine, processor, network and precision.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from segbatch import __version__
 from segbatch.errors import EngineError
 from segbatch.infer.engine.cache import keep, recall
 from segbatch.log import get_logger
@@ -73,12 +74,13 @@ def probe(
         said = done.stderr.strip().splitlines()
         found = Probe(usable=False, reason=said[-1] if said else f"exit code {done.returncode}")
     get_logger(__name__).debug("engine tried", engine=engine, precision=precision, found=found)
-    keep(name, found)
+    if done.returncode == 0:  # a death may be a passing one, such as a lack of memory
+        keep(name, found)
     return found
 
 
 def _name(sha256: str, engine: str, precision: str) -> str:
-    key = [version(engine), platform.platform(), processor(), sha256, precision]
+    key = [__version__, version(engine), platform.platform(), processor(), sha256, precision]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return f"probe-{engine}-{digest}.json"
 
