@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from segbatch import __version__
-from segbatch.errors import SegbatchError, UsageError
+from segbatch.errors import SegbatchError, StorageError, UsageError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -25,19 +26,24 @@ class Program(click.Group):
         try:
             return super().invoke(ctx)
         except SegbatchError as error:
-            if ctx.params.get("debug"):
-                raise
-            report_error(error)
-            ctx.exit(error.exit_code)
+            self._report(ctx, error)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # click ends quietly when a reader such as head went away
+            file = f" {error.filename}" if error.filename else ""
+            told = StorageError(
+                f"{error.strerror or error}:{file}", "files that answer", "segbatch doctor FOLDER"
+            )
+            self._report(ctx, told)
 
+    @staticmethod
+    def _report(ctx: click.Context, error: SegbatchError) -> NoReturn:
+        from segbatch import log
 
-def report_error(error: SegbatchError) -> None:
-    """Print what was got, what was wanted and what to do, on stderr."""
-    click.secho(f"error: {error.got}", fg="red", err=True)
-    if error.wanted:
-        click.echo(f"  wanted: {error.wanted}", err=True)
-    if error.remedy:
-        click.echo(f"  remedy: {error.remedy}", err=True)
+        if ctx.params.get("debug"):
+            traceback.print_exc()
+        log.report_error(error)
+        ctx.exit(error.exit_code)
 
 
 @click.group(cls=Program, context_settings=HELP)

@@ -78,6 +78,10 @@ class UnreadableFrameError(FrameError):
     """The file is corrupt, truncated, gone, or may not be read."""
 
 
+class ChangedFrameError(UnreadableFrameError):
+    """The file was replaced, shortened or written to while it was read: take it up again."""
+
+
 class UnsupportedFrameError(FrameError):
     """The file is sound but of a kind that segbatch does not read."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ class Frame:
     def ceiling(self) -> int | None:
         """Highest count the converter can give, ``2**bit_depth - 1``; None without one."""
         return (1 << self.bit_depth) - 1 if self.bit_depth else None
+
+
+def hash_pixels(pixels: NDArray[Any]) -> str:
+    """Return ``sha256:`` and the hash of shape, dtype (little-endian) and pixels in C order."""
+    pixels = np.ascontiguousarray(pixels)
+    little = pixels.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{pixels.shape} {little.str}".encode())
+    digest.update(pixels.astype(little, copy=False).data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def gray(pixels: NDArray[Any]) -> NDArray[Any]:

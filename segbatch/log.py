@@ -10,7 +10,10 @@ import logging
 import sys
 from typing import Any, TextIO, cast
 
+import click
 import structlog
+
+from segbatch.errors import SegbatchError
 
 
 def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
@@ -44,6 +47,15 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=False,
     )
+
+
+def report_error(error: SegbatchError) -> None:
+    """Print for people what was got, what was wanted and what to do, on stderr."""
+    click.secho(f"error: {error.got}", fg="red", err=True)
+    if error.wanted:
+        click.echo(f"  wanted: {error.wanted}", err=True)
+    if error.remedy:
+        click.echo(f"  remedy: {error.remedy}", err=True)
 
 
 class _Stderr:

@@ -50,7 +50,7 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Fraction of all pixels at the converter's ceiling above which a frame is overexposed.
     saturated_bright_fraction, saturated_object_fraction
         It also is where both are exceeded: pixels at the ceiling among those brighter
-        than half-way to it, and cells that reach it among those with structure.
+        than half-way to it, and objects that reach it among all objects.
     underexposed_signal_counts
         Contrast of typical structure below which it spans too few counts.
     empty_structure_cells
@@ -133,10 +133,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def result_sha256(self) -> str:
         """Hash of the settings that change a verdict or a file beside the raw.
 
-        Where results go and how fast they are computed is left out, so that
-        moving a run to another folder or machine does not make it stale.
+        Where results go, how fast they are computed and what is kept besides
+        the mask is left out: none of it makes a mask another.
         """
-        keys = ("threshold", "profile", "bit_depth", "save_probabilities", "save_labels", "quality")
+        keys = ("threshold", "profile", "bit_depth", "quality")
         picked = {key: msgspec.to_builtins(getattr(self, key)) for key in keys}
         return hashlib.sha256(msgspec.json.encode(picked, order="sorted")).hexdigest()
 

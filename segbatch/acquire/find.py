@@ -75,6 +75,16 @@ def natural_key(path: Path) -> tuple[list[tuple[str | int, ...]], str]:
     return parts, str(path)
 
 
+def is_frame_file(path: Path) -> bool:
+    """Tell whether a file that was named by itself is a raw frame, as ``find_raw_files`` would.
+
+    Where the name tells nothing, or something else, the first bytes decide.
+    """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return not is_own_output(path)
+    return _starts_as_image(path)
+
+
 def is_own_output(path: Path) -> bool:
     """Tell whether segbatch wrote ``path``.
 
@@ -82,7 +92,7 @@ def is_own_output(path: Path) -> bool:
     starts with ``segbatch``; another person's ``cells_mask.tif`` is a raw file.
     """
     stem = re.sub(r"(\.ome)?\.\w+$", "", path.name, flags=re.IGNORECASE)
-    if not stem.endswith(OWN_SUFFIXES):
+    if not stem.casefold().endswith(OWN_SUFFIXES):
         return False
     try:
         file = RawFile(path)

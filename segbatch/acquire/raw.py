@@ -16,7 +16,7 @@ import threading
 import zlib
 from typing import TYPE_CHECKING
 
-from segbatch.errors import UnreadableFrameError, UnsupportedFrameError
+from segbatch.errors import ChangedFrameError, UnreadableFrameError, UnsupportedFrameError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,7 +185,7 @@ class RawFile:
         remedy = "wait until its writer has finished, and run again"
         if not may_grow and (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             verb = "shrank" if now.st_size < before.st_size else "changed"
-            raise unreadable(self.path, f"{verb} while it was being read", remedy=remedy)
+            raise ChangedFrameError(f"{self.path}: {verb} while it was being read", "", remedy)
         try:
             named = self.path.stat()
         except FileNotFoundError as error:
@@ -195,5 +195,7 @@ class RawFile:
         except OSError as error:
             raise unreadable(self.path, f"cannot be found ({error.strerror or error})") from error
         if (named.st_dev, named.st_ino) != (before.st_dev, before.st_ino):
-            raise unreadable(self.path, "was replaced while it was being read", remedy=remedy)
+            raise ChangedFrameError(
+                f"{self.path}: was replaced while it was being read", "", remedy
+            )
         return now

@@ -96,9 +96,19 @@ class Source(ABC):
             )
 
     @property
+    def may_grow(self) -> bool:
+        """True for formats that are read while they are written."""
+        return self.kind in GROWING_KINDS
+
+    @property
+    def size_and_mtime_ns(self) -> tuple[int, int]:
+        """Size (bytes) and time stamp of the file as it was opened."""
+        return self._file.opened.st_size, self._file.opened.st_mtime_ns
+
+    @property
     def is_stack(self) -> bool:
         """True where the file holds several frames, or is of a kind made to."""
-        return self.frame_count > 1 or self.kind in GROWING_KINDS
+        return self.frame_count > 1 or self.may_grow
 
     def read(self, page: int) -> Frame:
         """Read frame ``page`` (from 0).
@@ -114,10 +124,9 @@ class Source(ABC):
         """
         if not 0 <= page < self.frame_count:
             raise IndexError(f"{self.path} has {self.frame_count} frames, no frame {page}")
-        may_grow = self.kind in GROWING_KINDS
-        stat = self._file.check_unchanged(may_grow=may_grow)
+        stat = self._file.check_unchanged(may_grow=self.may_grow)
         picture = self._picture(page)
-        self._file.check_unchanged(may_grow=may_grow)
+        self._file.check_unchanged(may_grow=self.may_grow)
         return Frame(
             FrameId(self.path, page),
             picture.pixels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from segbatch import log
@@ -15,14 +15,27 @@ from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, Crew, OpenFile
 from segbatch.service.pipeline import Journey, Pipeline
-from segbatch.service.plan import Ledger, PlannedFile, remove_partial_files
+from segbatch.service.plan import (
+    Ledger,
+    PlannedFile,
+    brought_up_to_date,
+    measures_of,
+    plan_files,
+    read_records,
+)
 from segbatch.service.progress import Progress
-from segbatch.service.record.atomic import make_folder
+from segbatch.service.record.atomic import is_partial, make_folder, remove
 from segbatch.service.record.recorder import Keep, Recorder
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.single import SingleRecorder
-from segbatch.service.record.stack import StackPatcher, StackRecorder, discard_hidden
-from segbatch.service.rejudge import Key, Standing, amend, changed, records_of
+from segbatch.service.record.stack import (
+    StackPatcher,
+    StackRecorder,
+    copy_published,
+    discard_hidden,
+    rewrite_lines,
+)
+from segbatch.service.rejudge import Key, Standing, amend, changed
 from segbatch.settings import Settings
 
 MAX_ATTEMPTS = 3  # on a raw file that changes while it is read
@@ -36,7 +49,9 @@ class Batch:
     Parameters
     ----------
     raws
-        The raw files, in the order in which they are judged.
+        All raw files of the folder, in the order in which they are judged.
+    only
+        Those that are to be processed; None for all.
     root, out_root
         The folder they lie in, and the one that mirrors it for the results
         (the same one unless ``--out`` was given). The caller holds its lock.
@@ -52,6 +67,7 @@ class Batch:
     def __init__(
         self,
         raws: Sequence[Path],
+        only: Collection[Path] | None,
         root: Path,
         out_root: Path,
         model: Model,
@@ -61,22 +77,17 @@ class Batch:
         progress: Progress,
     ) -> None:
         self._root, self._out_root = root, out_root
+        self._raws, self._only = raws, only
         self._settings, self._segmenter = settings, segmenter
         self._stop, self._progress = stop, progress
-        self._products = {
-            "probabilities": settings.save_probabilities,
-            "labels": settings.save_labels,
-        }
         self._judge = Judge(settings.quality)
-        self._pipeline = Pipeline(
-            self._judge, segmenter, settings.result_sha256(), **self._products
-        )
+        self._pipeline = Pipeline(self._judge, segmenter, settings.result_sha256())
         self._ledger = Ledger(model, settings, self.open_raw)
         self._tickets = 0
-        self._standing: dict[Key, Standing] = {}
         self._again: list[PlannedFile] = []
-        self.files = self._ledger.plan(raws, self._folder_for)
-        self.stale = Counter(file.stale for file in self.files if file.stale is not None)
+        self.standing: dict[Key, Standing] = {}
+        self.done_now: set[Key] = set()
+        self.files: list[PlannedFile] = []
 
     def open_raw(self, raw: Path) -> Source:
         """Open a raw file as the settings say."""
@@ -90,12 +101,27 @@ class Batch:
     @property
     def frames_done(self) -> int:
         """How many frames had a valid outcome before the run."""
-        return sum(len(file.records) for file in self.files if file.complete)
+        return sum(file.frames_done for file in self.files)
+
+    @property
+    def stale(self) -> Counter[str]:
+        """Why earlier results did not count, and for how many files."""
+        return Counter(file.stale for file in self.files if file.stale is not None)
 
     @property
     def todo(self) -> list[PlannedFile]:
         """The files that have frames without a valid outcome."""
-        return [file for file in self.files if not file.complete]
+        return [file for file in self.files if self._is_asked_for(file) and not file.complete]
+
+    def plan(self) -> None:
+        """Find out what is left to do; reads results and, where in doubt, raw files."""
+        self.files = plan_files(self._raws, self._folder_for, self._only)
+        for number, file in enumerate(self.files):
+            file.index = number
+            if self._stop.is_set():
+                return
+            for page, record in enumerate(self._ledger.look_up(file)):
+                self._remember((file.index, page), record)
 
     def execute(self) -> None:
         """Do what is left to do.
@@ -108,68 +134,75 @@ class Batch:
             The engine cannot be opened, or fails on one frame after another.
         """
         self._tidy()
-        for file in self.files:
-            for page, record in enumerate(file.records):
-                self._remember((file.index, page), record)
         pending = self.todo
-        while pending and not self._stop.is_set():
-            self._segmenter()
-            self._run(self._journeys(pending))
+        mended = False
+        while not self._stop.is_set() and (pending or not mended):
+            if pending:
+                self._segmenter()
+                self._run(self._journeys(pending))
+            if not self._again and not self._stop.is_set():
+                self._run(self._renewals(changed(self._judge.settle(), self.standing)))
+                mended = True
             pending, self._again = self._again, []
-        if not self._stop.is_set():
-            self._run(self._renewals(changed(self._judge.settle(), self._standing)))
+
+    def _is_asked_for(self, file: PlannedFile) -> bool:
+        return self._only is None or file.raw in self._only
 
     def _folder_for(self, raw: Path) -> Path:
         return self._out_root / raw.parent.relative_to(self._root)
 
     def _tidy(self) -> None:
+        """Clear away what an interrupted run left, and bring touched records up to date."""
         for folder in {file.names.folder for file in self.files}:
             make_folder(folder)
-            removed = remove_partial_files(folder)
-            if removed:
-                _logger.info("removed what an interrupted run was writing", files=removed)
+            partial = [path for path in folder.iterdir() if is_partial(path)]
+            for path in partial:
+                remove(path)
+            if partial:
+                _logger.info("removed what an interrupted run was writing", files=len(partial))
         for file in self.files:
-            if file.complete:
+            if self._settings.redo and self._is_asked_for(file):
                 discard_hidden(file.names)
+            if file.touched and not file.grown:
+                records = brought_up_to_date(file, read_records(file.names) or [])
+                if file.names.qc_lines.is_file():
+                    rewrite_lines(file.names, records)
+                else:
+                    SingleRecorder(file.names).commit(0, records[0], Keep.PRODUCTS)
 
     def _remember(self, key: Key, record: QcRecord) -> None:
-        self._standing[key] = Standing.of(record)
-        self._pipeline.remember(key, record)
+        self.standing[key] = Standing.of(record)
+        self._pipeline.remember(key, record, measures_of(record))
+
+    def _forget(self, planned: PlannedFile) -> None:
+        keys = [key for key in self.standing if key[0] == planned.index]
+        for key in keys:
+            del self.standing[key]
+            self.done_now.discard(key)
+        self._pipeline.forget(keys)
 
     def _run(self, assignments: Iterator[Assignment]) -> None:
         crew = Crew(
             self._pipeline,
-            self._segmenter().streams + 2 if self.todo else 1,
             int(self._settings.memory_gib * 2**30),
             self._stop,
             self._note,
             self._finish,
         )
-        open_files: dict[int, OpenFile] = {}
-
-        def noted() -> Iterator[Assignment]:
-            for assignment in assignments:
-                open_files[id(assignment.file)] = assignment.file
-                yield assignment
-
-        try:
-            crew.run(noted())
-        finally:
-            for file in open_files.values():
-                file.close()
+        crew.run(assignments, self._segmenter().streams + 2 if self.todo else 1)
 
     def _note(self, journey: Journey, record: QcRecord) -> None:
-        self._standing[journey.key] = Standing.of(record)
+        self.standing[journey.key] = Standing.of(record)
+        self.done_now.add(journey.key)
         self._progress.note(record)
 
     def _journeys(self, pending: Sequence[PlannedFile]) -> Iterator[Assignment]:
         for planned in pending:
             file, first_page, error = self._open_file(planned)
-            if file.outstanding == 0:
+            pages = range(first_page, first_page + file.outstanding)
+            if not pages:
                 self._finish(file)
-                file.close()
-                continue
-            for page in range(first_page, first_page + file.outstanding):
+            for page in pages:
                 yield self._assign(file, page, open_error=error)
 
     def _open_file(self, planned: PlannedFile) -> tuple[OpenFile, int, FrameError | None]:
@@ -187,15 +220,30 @@ class Batch:
             return OpenFile(planned, None, single, 1), 0, error
         if not source.is_stack:
             return OpenFile(planned, source, single, source.frame_count), 0, None
-        recorder = StackRecorder(planned.names, **self._products)
-        stale = self._ledger.why_stale(planned, recorder.records, published=False)
-        if stale is not None or recorder.next_page > source.frame_count:
-            recorder.rewind(0)
-        for page, record in enumerate(recorder.records):
-            self._remember((planned.index, page), record)
+        recorder = self._open_stack(planned, source.frame_count)
         first = recorder.next_page
         self._progress.grow(source.frame_count - first - 1)
         return OpenFile(planned, source, recorder, source.frame_count - first), first, None
+
+    def _open_stack(self, planned: PlannedFile, frame_count: int) -> StackRecorder:
+        """Go on with a stack where it stopped, or where its published results end."""
+        if planned.grown:
+            records = brought_up_to_date(planned, read_records(planned.names) or [])
+            kept = {page: (record, None) for page, record in enumerate(records)}
+            recorder, _ = copy_published(planned.names, kept)
+        else:
+            recorder = StackRecorder(
+                planned.names,
+                probabilities=self._settings.save_probabilities,
+                labels=self._settings.save_labels,
+            )
+            other = self._ledger.why_other(planned, recorder.records)
+            changed_raw = self._ledger.has_changed(planned.raw, recorder.records)
+            if other or changed_raw or recorder.next_page > frame_count:
+                recorder.rewind(0)
+        for page, record in enumerate(recorder.records):
+            self._remember((planned.index, page), record)
+        return recorder
 
     def _assign(
         self,
@@ -204,8 +252,11 @@ class Batch:
         *,
         open_error: FrameError | None = None,
         verdict: Verdict | None = None,
+        pixel_hash: str | None = None,
     ) -> Assignment:
         planned = file.planned
+        patching = isinstance(file.recorder, StackPatcher)
+        names = planned.names
         journey = Journey(
             raw=planned.raw,
             source=file.source,
@@ -214,7 +265,13 @@ class Batch:
             ticket=self._tickets,
             recorder=file.recorder,
             verdict=verdict,
-            previous=planned.failure,
+            pixel_hash=pixel_hash,
+            # A patched stack keeps the products that it was published with.
+            probabilities=names.probabilities.exists()
+            if patching
+            else self._settings.save_probabilities,
+            labels=names.labels.exists() if patching else self._settings.save_labels,
+            previous=planned.retry.get(page),
             open_error=open_error,
         )
         self._tickets += 1
@@ -224,49 +281,65 @@ class Batch:
     def _finish(self, file: OpenFile) -> None:
         """Make a file's results whole, or have it taken up again if its raw changed."""
         planned = file.planned
-        if file.spoiled or (isinstance(file.recorder, StackRecorder) and self._grew(file)):
-            planned.attempts += 1
-            _logger.warning("raw file changed while it was read", file=str(planned.raw))
+        try:
+            if file.spoiled or self._replaced_meanwhile(file):
+                _logger.warning("raw file changed while it was read", file=str(planned.raw))
+                planned.attempts += 1
+                planned.retry = {}
+                planned.grown = False
+                self._forget(planned)
+                self._again.append(planned)
+            else:
+                file.recorder.finish(file.source.grid_axes() if file.source is not None else None)
+        finally:
             file.close()
+        if file.spoiled:
             discard_hidden(planned.names)
-            self._again.append(planned)
-            return
-        axes = file.source.grid_axes() if file.source is not None else None
-        file.recorder.finish(axes)
-        file.close()
 
-    def _grew(self, file: OpenFile) -> bool:
-        records = file.recorder.records if isinstance(file.recorder, StackRecorder) else []
-        return self._ledger.why_stale(file.planned, records, published=False) is not None
+    def _replaced_meanwhile(self, file: OpenFile) -> bool:
+        """Tell whether a stack is no longer the one whose frames were recorded."""
+        if not isinstance(file.recorder, StackRecorder):
+            return False
+        if file.source is not None and file.source.may_grow:
+            return False
+        file.spoiled = self._ledger.has_changed(file.planned.raw, file.recorder.records)
+        return file.spoiled
 
     def _renewals(self, changes: dict[int, dict[int, Verdict]]) -> Iterator[Assignment]:
         """Bring the records to the final verdicts: most are amended, some frames go again."""
-        for index, verdicts in changes.items():
-            planned = self.files[index]
-            records = records_of(planned)
-            again = [
-                page
-                for page, verdict in verdicts.items()
-                if verdict.accepted and records[page].outcome != "segmented"
-            ]
-            file = OpenFile(
-                planned,
-                self.open_raw(planned.raw) if again else None,
-                self._renewing_recorder(planned),
-                len(again),
-            )
-            for page, verdict in verdicts.items():
-                if page not in again:
-                    amended = amend(records[page], verdict)
-                    kept = Keep.PRODUCTS if verdict.accepted else None
-                    file.recorder.commit(page, amended, kept)
-                    self._standing[index, page] = Standing.of(amended)
-            if not again:
-                self._finish(file)
-            for page in again:
-                yield self._assign(file, page, verdict=verdicts[page])
+        for file in self.files:
+            retry = set(file.retry) if file.complete and not file.unreadable else set()
+            if file.index in changes or retry:
+                yield from self._renew(file, changes.get(file.index, {}), retry)
 
-    def _renewing_recorder(self, planned: PlannedFile) -> Recorder:
+    def _renew(
+        self, planned: PlannedFile, verdicts: dict[int, Verdict], retry: set[int]
+    ) -> Iterator[Assignment]:
+        records = read_records(planned.names) or []
+        again = retry | {
+            page
+            for page, verdict in verdicts.items()
+            if verdict.accepted and records[page].outcome == "rejected"
+        }
+        try:
+            source = self.open_raw(planned.raw) if again else None
+        except FrameError as error:
+            _logger.warning(
+                "verdicts not brought up to date", file=str(planned.raw), why=str(error)
+            )
+            return
+        recorder: Recorder = SingleRecorder(planned.names)
         if planned.names.qc_lines.is_file():
-            return StackPatcher(planned.names, **self._products)
-        return SingleRecorder(planned.names)
+            recorder = StackPatcher(planned.names)
+        file = OpenFile(planned, source, recorder, len(again))
+        for page, verdict in verdicts.items():
+            if page not in again:
+                amended = amend(records[page], verdict)
+                recorder.commit(page, amended, Keep.PRODUCTS if verdict.accepted else None)
+                self.standing[planned.index, page] = Standing.of(amended)
+        if not again:
+            self._finish(file)
+        for page in sorted(again):
+            wanted = records[page].frame.pixel_hash if page in verdicts else None
+            yield self._assign(file, page, verdict=verdicts.get(page), pixel_hash=wanted)
+        planned.retry = {}

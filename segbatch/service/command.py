@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 import msgspec
 
-from segbatch.errors import UsageError
+from segbatch import log
+from segbatch.errors import SegbatchError, UsageError
 from segbatch.service.process import Process, RunReport, Selection, select
 from segbatch.service.progress import Progress
 from segbatch.service.signals import stop_on_signals
@@ -26,30 +26,42 @@ def process_command(
     0 every frame segmented or rejected; 1 some frames failed; 130 and 143
     stopped by a signal. Errors that end the run are raised with theirs.
     """
-    out = Path(settings.out) if settings.out else None
-    selections = select(paths, out)
-    if out is not None and len(selections) > 1:
-        raise UsageError(
-            f"--out {out} with {len(selections)} folders",
-            "one folder, whose tree is mirrored there",
-            "run segbatch process once for each folder",
-        )
+    reports: list[RunReport] = []
+    worst: SegbatchError | None = None
     with stop_on_signals() as stopper, Progress() as progress:
+        selections = select(paths)
+        if settings.out and len(selections) > 1:
+            raise UsageError(
+                f"--out {settings.out} with {len(selections)} folders",
+                "one folder, whose tree is mirrored there",
+                "run segbatch process once for each folder, each with its own --out",
+            )
         process = Process(settings, stopper.event, progress)
         try:
             if dry_run:
                 return _preview(process, selections, as_json=as_json)
-            reports = []
             for selection in selections:
                 if stopper.event.is_set():
                     break
-                reports.append(process.run(selection))
+                try:
+                    reports.append(process.run(selection))
+                except SegbatchError as error:
+                    if worst is not None:
+                        log.report_error(worst)
+                    worst = error if worst is None else max(worst, error, key=_exit_code)
         finally:
             process.close()
-    _print(reports, as_json=as_json)
+    if reports or worst is None or as_json:
+        _print(reports, as_json=as_json)
     if stopper.exit_code is not None:
         return stopper.exit_code
+    if worst is not None:
+        raise worst
     return 1 if any(report.failed for report in reports) else 0
+
+
+def _exit_code(error: SegbatchError) -> int:
+    return error.exit_code
 
 
 def _preview(process: Process, selections: Sequence[Selection], *, as_json: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from segbatch.service.record.recorder import Recorder
 from segbatch.service.record.schema import QcRecord
 
 MAX_ENGINE_ERRORS = 5  # in a row: then the engine, not the frame, is at fault
+WAIT_S = 0.2
+DRAIN_WORD_EVERY_S = 10.0
 _logger = log.get_logger(__name__)
 
 
@@ -32,6 +35,7 @@ class OpenFile:
     recorder: Recorder
     outstanding: int
     spoiled: bool = False
+    _closed: bool = False
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def one_through(self) -> bool:
@@ -41,7 +45,11 @@ class OpenFile:
             return self.outstanding == 0
 
     def close(self) -> None:
-        """Let go of the file; what was recorded stays."""
+        """Let go of the file, once; what was recorded stays."""
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
         self.recorder.close()
         if self.source is not None:
             self.source.close()
@@ -82,8 +90,8 @@ class Crew:
 
     Parameters
     ----------
-    threads
-        Frames under way at once.
+    memory_bytes
+        Bound of the frames in memory together.
     on_record
         Called with each journey's record, in any thread.
     on_file
@@ -93,48 +101,68 @@ class Crew:
     def __init__(
         self,
         pipeline: Pipeline,
-        threads: int,
         memory_bytes: int,
         stop: threading.Event,
         on_record: Callable[[Journey, QcRecord], None],
         on_file: Callable[[OpenFile], None],
     ) -> None:
         self._pipeline = pipeline
-        self._threads = threads
         self._budget = ByteBudget(memory_bytes)
         self._stop = stop
         self._on_record, self._on_file = on_record, on_file
         self._issuing = threading.Lock()
+        self._counting = threading.Lock()
+        self._open: dict[int, OpenFile] = {}
+        self._under_way: dict[int, Journey] = {}
         self._failure: BaseException | None = None
         self._engine_errors_in_a_row = 0
 
-    def run(self, assignments: Iterator[Assignment]) -> None:
-        """Make every journey; return when the last one under way is through.
+    def run(self, assignments: Iterator[Assignment], threads: int) -> None:
+        """Make every journey, ``threads`` at once; return when the last one is through.
 
         Raises
         ------
         StorageError, EngineError
             The first failure that ended the run.
         """
-        threads = [
+        crew = [
             threading.Thread(target=self._work, args=(assignments,), name=f"journey-{number}")
-            for number in range(self._threads)
+            for number in range(threads)
         ]
-        for thread in threads:
+        for thread in crew:
             thread.start()
-        for thread in threads:
-            thread.join()
+        self._wait_for(crew)
+        for file in self._open.values():
+            file.close()
         if self._failure is not None:
             raise self._failure
+
+    def _wait_for(self, crew: list[threading.Thread]) -> None:
+        """Wait in short steps, so that signals are heard everywhere, and tell of a long drain."""
+        next_word = float("inf")
+        for thread in crew:
+            while thread.is_alive():
+                thread.join(WAIT_S)
+                if self._stop.is_set() and next_word == float("inf"):
+                    next_word = time.monotonic()
+                if time.monotonic() >= next_word and self._under_way:
+                    next_word = time.monotonic() + DRAIN_WORD_EVERY_S
+                    _logger.warning(
+                        "stopping: frames under way are finished first; once more to stop at once",
+                        frames=len(self._under_way),
+                    )
 
     def _work(self, assignments: Iterator[Assignment]) -> None:
         try:
             while (assignment := self._next(assignments)) is not None:
+                journey = assignment.journey
+                self._under_way[journey.ticket] = journey
                 try:
                     self._make(assignment)
                 finally:
+                    self._under_way.pop(journey.ticket, None)
                     self._budget.give_back(assignment.frame_bytes)
-                    self._pipeline.turns.passed(assignment.journey.ticket)
+                    self._pipeline.turns.passed(journey.ticket)
         except BaseException as error:  # noqa: BLE001 - handed to the caller of run()
             if self._failure is None:
                 self._failure = error
@@ -147,6 +175,7 @@ class Crew:
                 return None
             assignment = next(assignments, None)
             if assignment is not None:
+                self._open[id(assignment.file)] = assignment.file
                 self._budget.take(assignment.frame_bytes)
             return assignment
 
@@ -161,13 +190,17 @@ class Crew:
             file.spoiled = True
         if file.one_through():
             self._on_file(file)
+            self._open.pop(id(file), None)
 
     def _watch_engine(self, record: QcRecord) -> None:
-        if "engine-error" not in record.reasons:
+        """End the run when frame after frame fails and the engine fails on a blank one too."""
+        with self._counting:
+            failed = "engine-error" in record.reasons
+            self._engine_errors_in_a_row = self._engine_errors_in_a_row + 1 if failed else 0
+            if self._engine_errors_in_a_row < MAX_ENGINE_ERRORS:
+                return
             self._engine_errors_in_a_row = 0
-            return
-        self._engine_errors_in_a_row += 1
-        if self._engine_errors_in_a_row >= MAX_ENGINE_ERRORS:
+        if not self._pipeline.engine_works():
             raise EngineError(
                 f"the engine failed on {MAX_ENGINE_ERRORS} frames in a row: {record.error}",
                 "an engine that runs",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -17,17 +15,34 @@ import numpy as np
 
 from segbatch import __version__, log
 from segbatch.acquire.source import Source
-from segbatch.errors import EngineError, FrameError, UnreadableFrameError
-from segbatch.frame import Frame, gray
+from segbatch.errors import (
+    ChangedFrameError,
+    EngineError,
+    FrameError,
+    SegbatchError,
+    UnreadableFrameError,
+    UnsupportedFrameError,
+)
+from segbatch.frame import Frame, gray, hash_pixels
 from segbatch.infer.quality.measures import Measures, measure
 from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmentation, Segmenter
+from segbatch.service.record.names import told
 from segbatch.service.record.products import LABEL_DTYPE, Products, page_of
 from segbatch.service.record.recorder import Recorder
-from segbatch.service.record.schema import FrameInfo, MaskInfo, ModelInfo, QcRecord, Reason, Timing
+from segbatch.service.record.schema import (
+    FrameInfo,
+    MaskInfo,
+    ModelInfo,
+    QcRecord,
+    Reason,
+    Timing,
+    now,
+)
 from segbatch.service.turns import Turns
 
 _logger = log.get_logger(__name__)
+_TRIAL_SHAPE = (64, 64)
 SOFTWARE = f"segbatch {__version__}"
 
 
@@ -43,7 +58,9 @@ class Journey:
     even be opened. ``key`` orders the frames of a run. ``verdict`` is given
     where the frame was judged before (at the end of a run). ``previous`` is
     the record of an earlier failure: the same failure again is not written a
-    second time.
+    second time. ``pixel_hash`` is given where a verdict is: it holds for those
+    pixels alone. ``probabilities`` and ``labels`` say what to keep besides the
+    mask.
     """
 
     raw: Path
@@ -53,6 +70,9 @@ class Journey:
     ticket: int
     recorder: Recorder
     verdict: Verdict | None = None
+    pixel_hash: str | None = None
+    probabilities: bool = False
+    labels: bool = False
     previous: QcRecord | None = None
     open_error: FrameError | None = None
     timing_ms: dict[str, float] = field(default_factory=dict)
@@ -88,9 +108,6 @@ class Pipeline:
         judge: Judge,
         segmenter: Callable[[], Segmenter],
         settings_sha256: str,
-        *,
-        probabilities: bool = False,
-        labels: bool = False,
     ) -> None:
         self.turns = Turns()
         self._judge = judge
@@ -98,8 +115,6 @@ class Pipeline:
         self._depths_warned_of: set[int] = set()
         self._segmenter = segmenter
         self._settings_sha256 = settings_sha256
-        self._probabilities = probabilities
-        self._labels = labels
 
     def run(self, journey: Journey) -> QcRecord:
         """Take one frame from its file to its outcome on disk, and return the record.
@@ -111,24 +126,37 @@ class Pipeline:
         RawChangedError
             The raw file was replaced or grew on the way; nothing was recorded.
         """
-        judged = segmentation = None
-        frame = None
+        frame: Frame | None = None
+        judged: Judged | None = None
         try:
             frame = self._read(journey)
             judged = self._judge_frame(journey, frame)
             segmentation = self._segment(journey, frame, judged)
+        except ChangedFrameError as error:
+            raise RawChangedError(str(error)) from error
         except (FrameError, EngineError) as error:
             return self._record_failure(journey, frame, judged, error)
         finally:
             self.turns.passed(journey.ticket)
         return self._record(journey, frame, judged, segmentation)
 
-    def remember(self, key: tuple[int, int], record: QcRecord) -> None:
+    def engine_works(self) -> bool:
+        """Tell whether the engine still segments a frame that cannot be at fault."""
+        try:
+            self._segmenter().segment(np.zeros(_TRIAL_SHAPE, np.uint16), 16)
+        except EngineError:
+            return False
+        return True
+
+    def forget(self, keys: Iterable[tuple[int, int]]) -> None:
+        """Take frames out of the run's statistics: their file is another now."""
+        with self._judging:
+            self._judge.forget(keys)
+
+    def remember(self, key: tuple[int, int], record: QcRecord, measures: Measures | None) -> None:
         """Take a frame that was recorded before into the run's statistics."""
-        if record.frame.pixel_hash is None or record.outcome == "failed":
+        if record.frame.pixel_hash is None or record.outcome == "failed" or measures is None:
             return
-        kept = {name: record.quality.get(name) for name in Measures.__struct_fields__}
-        measures = msgspec.convert(kept, Measures)
         group = record.quality.get("group", "")
         with self._judging:
             self._judge.judge(key, measures, record.frame.pixel_hash, group)
@@ -137,12 +165,22 @@ class Pipeline:
         with journey.timed("read"):
             if journey.source is None:
                 raise journey.open_error or UnreadableFrameError(f"{journey.raw} is not open")
-            return journey.source.read(journey.page)
+            try:
+                return journey.source.read(journey.page)
+            except MemoryError as error:
+                raise UnsupportedFrameError(
+                    f"{journey.raw}: not enough memory to read frame {journey.page}",
+                    "a frame that fits into memory",
+                    "close other programs, or process it on a larger machine",
+                ) from error
 
     def _judge_frame(self, journey: Journey, frame: Frame) -> Judged:
         with journey.timed("judge"):
-            pixel_hash = hash_pixels(frame)
-            measures = measure(gray(frame.pixels), frame.ceiling)
+            pixel_hash = hash_pixels(frame.pixels)
+            if journey.pixel_hash not in (None, pixel_hash):
+                raise RawChangedError(f"{journey.raw} has other pixels than were judged")
+            with _faults_of_one_frame(journey):
+                measures = measure(gray(frame.pixels), frame.ceiling)
             if measures.ceiling_exceeded:
                 self._warn_of_depth(frame, measures)
             verdict = journey.verdict
@@ -172,18 +210,18 @@ class Pipeline:
     def _segment(self, journey: Journey, frame: Frame, judged: Judged) -> Segmentation | None:
         if not judged.verdict.accepted:
             return None
-        with journey.timed("segment"):
+        with journey.timed("segment"), _faults_of_one_frame(journey):
             return self._segmenter().segment(
                 frame.pixels,
                 frame.bit_depth,
-                probabilities=self._probabilities,
-                labels=self._labels,
+                probabilities=journey.probabilities,
+                labels=journey.labels,
             )
 
     def _record(
         self, journey: Journey, frame: Frame, judged: Judged, segmentation: Segmentation | None
     ) -> QcRecord:
-        _require_unchanged(frame)
+        _require_unchanged(journey, frame)
         start = time.perf_counter()
         products = mask = None
         if segmentation is not None:
@@ -264,15 +302,6 @@ class Pipeline:
         )
 
 
-def hash_pixels(frame: Frame) -> str:
-    """Return ``sha256:`` and the hash of shape, dtype (little-endian) and pixels in C order."""
-    pixels = np.ascontiguousarray(frame.pixels)
-    little = pixels.dtype.newbyteorder("<")
-    digest = hashlib.sha256(f"{pixels.shape} {little.str}".encode())
-    digest.update(pixels.astype(little, copy=False).data)
-    return f"sha256:{digest.hexdigest()}"
-
-
 def group_of(frame: Frame) -> str:
     """Name the frames that a frame is compared with: same channel, exposure, gain and format."""
     acquired = frame.acquisition
@@ -296,12 +325,25 @@ def quality_of(measures: dict[str, object], verdict: Verdict, group: Hashable) -
     }
 
 
-def now() -> str:
-    """Return the time in UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+@contextmanager
+def _faults_of_one_frame(journey: Journey) -> Iterator[None]:
+    """Let an error that nobody foresaw cost this frame, and say all that is known of it."""
+    try:
+        yield
+    except SegbatchError:
+        raise
+    except Exception as error:
+        _logger.exception("unexpected error", file=str(journey.raw), page=journey.page)
+        raise EngineError(
+            f"unexpected {type(error).__name__}: {error}",
+            "a frame that can be judged and segmented",
+            "report it with the log's traceback and the frame",
+        ) from error
 
 
-def _require_unchanged(frame: Frame) -> None:
+def _require_unchanged(journey: Journey, frame: Frame) -> None:
+    if journey.source is not None and journey.source.may_grow:
+        return
     try:
         there = frame.id.file.stat()
     except OSError:  # moved away since: its pixels were read whole, so their outcome stands
@@ -314,17 +356,20 @@ def _frame_info(journey: Journey, frame: Frame | None, judged: Judged | None) ->
     if frame is None:
         size_bytes: int | None = None
         mtime_ns: int | None = None
-        with suppress(OSError):  # gone: the record says so in its error
-            there = journey.raw.stat()
-            size_bytes, mtime_ns = there.st_size, there.st_mtime_ns
+        if journey.source is not None:
+            size_bytes, mtime_ns = journey.source.size_and_mtime_ns
+        else:
+            with suppress(OSError):  # gone: the record says so in its error
+                there = journey.raw.stat()
+                size_bytes, mtime_ns = there.st_size, there.st_mtime_ns
         return FrameInfo(
-            file=journey.raw.name,
+            file=told(journey.raw),
             page=journey.page,
             size_bytes=size_bytes,
             mtime_ns=mtime_ns,
         )
     return FrameInfo(
-        file=frame.id.file.name,
+        file=told(frame.id.file),
         page=journey.page,
         shape=list(frame.pixels.shape),
         dtype=frame.pixels.dtype.name,

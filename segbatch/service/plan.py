@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
+from segbatch import log
 from segbatch.acquire.source import Source
 from segbatch.errors import FrameError
+from segbatch.frame import hash_pixels
 from segbatch.infer.engine.manifest import Model
-from segbatch.service.pipeline import hash_pixels
+from segbatch.infer.quality.measures import Measures
 from segbatch.service.record import schema
-from segbatch.service.record.atomic import is_partial, remove
-from segbatch.service.record.names import OutputNames, assign
+from segbatch.service.record.names import OutputNames, assign, displaced, told
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.stack import read_lines
 from segbatch.settings import Settings
 
 Opener = Callable[[Path], Source]
+_logger = log.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class PlannedFile:
     """One raw file: where its results go and what is known of them.
 
-    ``records`` are valid ones; ``complete`` says that they are all there are.
-    ``stale`` says why earlier results do not count, where there were some.
-    ``attempts`` counts how often the file changed under our hands; ``failure``
-    is the record of an earlier failure, which is tried again.
+    Attributes
+    ----------
+    frames_done
+        Frames whose published records count.
+    complete
+        Nothing is to be done but what ``retry`` and the end of the run ask for.
+    retry
+        Frames that failed before and are tried again, with their records.
+    grown
+        The raw is a stack with more frames than its published results.
+    stale
+        Why earlier results do not count, where there were some.
+    unreadable
+        Why the raw cannot be compared with its results now; they stay.
+    touched
+        Same pixels, new time stamp or size: the records are brought up to date.
+    attempts
+        How often the file changed under our hands.
     """
 
     raw: Path
     index: int
     names: OutputNames
-    records: list[QcRecord] = field(default_factory=list)
+    frames_done: int = 0
     complete: bool = False
+    retry: dict[int, QcRecord] = field(default_factory=dict)
+    grown: bool = False
     stale: str | None = None
+    unreadable: str | None = None
+    touched: bool = False
     attempts: int = 0
-    failure: QcRecord | None = None
 
 
 class Ledger:
@@ -46,60 +67,39 @@ class Ledger:
     def __init__(self, model: Model, settings: Settings, opener: Opener) -> None:
         self._model_sha256 = model.manifest.sha256
         self._manifest_sha256 = model.manifest.content_sha256()
+        self._settings = settings
         self._settings_sha256 = settings.result_sha256()
-        self._redo = settings.redo
         self._opener = opener
 
-    def plan(self, raws: Sequence[Path], out_of: Callable[[Path], Path]) -> list[PlannedFile]:
-        """Look up every raw file's results.
-
-        Parameters
-        ----------
-        raws
-            In the order of the run.
-        out_of
-            Maps a raw file to the folder of its results.
-        """
-        by_folder: dict[Path, list[Path]] = {}
-        for raw in raws:
-            by_folder.setdefault(raw.parent, []).append(raw)
-        names: dict[Path, OutputNames] = {}
-        for members in by_folder.values():
-            names |= assign(members, out_of(members[0]))
-        planned = [PlannedFile(raw, index, names[raw]) for index, raw in enumerate(raws)]
-        for file in planned:
-            self._look_up(file)
-        return planned
-
-    def _look_up(self, file: PlannedFile) -> None:
-        names = file.names
-        if names.qc_lines.is_file():
-            records = read_lines(names.qc_lines)
-        elif names.qc.is_file():
-            record = schema.decode(names.qc.read_bytes())
-            records = [record] if record is not None else None
+    def look_up(self, file: PlannedFile) -> list[QcRecord]:
+        """Find out what is known of a file; return the published records that count."""
+        records = read_records(file.names)
+        if records is None:
+            return []
+        if not records:
+            file.stale = "unreadable QC log"
+        elif self._settings.redo:
+            file.stale = "asked to redo"
         else:
-            return
-        file.stale = "unreadable QC log" if records is None else self.why_stale(file, records)
-        if records is None or file.stale is not None:
-            return
-        if not names.qc_lines.is_file() and records[0].outcome == "failed":
-            file.failure = records[0]
-        else:
-            file.records, file.complete = records, True
+            file.stale = self.why_other(file, records) or self._why_missing(file, records)
+        if file.stale is None:
+            self._compare_with_raw(file, records)
+        if file.stale is not None:
+            file.names = displaced(file.names)
+            return []
+        file.retry = {
+            page: record for page, record in enumerate(records) if record.outcome == "failed"
+        }
+        file.frames_done = len(records)
+        file.complete = not file.grown and (
+            not file.retry or file.names.qc_lines.is_file() or file.unreadable is not None
+        )
+        return records
 
-    def why_stale(
-        self, file: PlannedFile, records: Sequence[QcRecord], *, published: bool = True
-    ) -> str | None:
-        """Say why records do not count, or None where they do.
-
-        ``published`` records stand beside their masks; those of a stack that
-        an earlier run left half done do not yet.
-        """
-        if self._redo:
-            return "asked to redo"
+    def why_other(self, file: PlannedFile, records: Sequence[QcRecord]) -> str | None:
+        """Say what else than this file, model and settings records answer for, if anything."""
         for record in records:
-            if record.frame.file != file.raw.name:
+            if record.frame.file != told(file.raw):
                 return "answers for another file"
             if record.settings_sha256 != self._settings_sha256:
                 return "other settings"
@@ -109,35 +109,118 @@ class Ledger:
                 or made_by.manifest_sha256 != self._manifest_sha256
             ):
                 return "other model"
-            if "engine-error" in record.reasons:
-                return "engine error"
-        if published and any(r.mask for r in records) and not file.names.mask.is_file():
-            return "mask missing"
-        return "raw file changed" if self._raw_changed(file.raw, records) else None
+            if record.outcome != "failed" and measures_of(record) is None:
+                return "judged by another version"
+        return None
 
-    def _raw_changed(self, raw: Path, records: Sequence[QcRecord]) -> bool:
-        there = raw.stat()
-        if all(
-            (record.frame.size_bytes, record.frame.mtime_ns) == (there.st_size, there.st_mtime_ns)
-            for record in records
-        ):
-            return False
-        # Copied or touched, perhaps: the pixels decide, not the clock.
+    def has_changed(self, raw: Path, records: Sequence[QcRecord]) -> bool:
+        """Tell whether the raw's time stamp or size differs from that of any record."""
         try:
-            with self._opener(raw) as source:
-                if len(records) > source.frame_count:
-                    return True
-                return any(
-                    record.frame.pixel_hash != hash_pixels(source.read(page))
+            there = raw.stat()
+        except OSError:
+            return True
+        return any(
+            (record.frame.size_bytes, record.frame.mtime_ns) != (there.st_size, there.st_mtime_ns)
+            for record in records
+        )
+
+    def _why_missing(self, file: PlannedFile, records: Sequence[QcRecord]) -> str | None:
+        if not any(record.mask for record in records):
+            return None
+        wanted = [file.names.mask]
+        wanted += [file.names.probabilities] * self._settings.save_probabilities
+        wanted += [file.names.labels] * self._settings.save_labels
+        gone = [path for path in wanted if not path.is_file()]
+        return f"no {gone[0].stem.rpartition('_')[2].removesuffix('.ome')} file" if gone else None
+
+    def _compare_with_raw(self, file: PlannedFile, records: Sequence[QcRecord]) -> None:
+        """Let the pixels decide where the time stamp or the size is another."""
+        if not self.has_changed(file.raw, records):
+            return
+        try:
+            with self._opener(file.raw) as source:
+                same = len(records) <= source.frame_count and all(
+                    record.outcome == "failed"
+                    or record.frame.pixel_hash == hash_pixels(source.read(page).pixels)
                     for page, record in enumerate(records)
                 )
-        except FrameError:
-            return True
+                file.grown = same and len(records) < source.frame_count
+                grown_from_one = file.grown and not file.names.qc_lines.is_file()
+        except FrameError as error:
+            if isinstance(error.__cause__, OSError):
+                # The system says no, the file says nothing: results are not thrown away for that.
+                file.unreadable = str(error)
+            elif any(record.outcome != "failed" for record in records):
+                file.stale = "raw file changed"
+            return
+        if not same or grown_from_one:
+            file.stale = "raw file changed"
+        else:
+            file.touched = True
 
 
-def remove_partial_files(folder: Path) -> int:
-    """Remove what an interrupted run was writing in a folder; return how many files that was."""
-    partial = [path for path in folder.iterdir() if is_partial(path)]
-    for path in partial:
-        remove(path)
-    return len(partial)
+def plan_files(
+    raws: Sequence[Path], folder_for: Callable[[Path], Path], only: Collection[Path] | None
+) -> list[PlannedFile]:
+    """Name the results of every raw file, in the order of the run.
+
+    Parameters
+    ----------
+    raws
+        All raw files of the run.
+    folder_for
+        Maps a raw file to the folder of its results.
+    only
+        Those that are to be processed, None for all; of the others only the
+        results that are there count.
+    """
+    by_folder: dict[Path, list[Path]] = {}
+    for raw in raws:
+        by_folder.setdefault(raw.parent, []).append(raw)
+    names: dict[Path, OutputNames] = {}
+    for members in by_folder.values():
+        names |= assign(members, folder_for(members[0]))
+    return [
+        PlannedFile(raw, index, names[raw])
+        for index, raw in enumerate(raws)
+        if only is None or raw in only or read_records(names[raw])
+    ]
+
+
+def read_records(names: OutputNames) -> list[QcRecord] | None:
+    """Read the published records of a file: None without a log, empty where it cannot be read."""
+    try:
+        if names.qc_lines.is_file():
+            return read_lines(names.qc_lines) or []
+        if names.qc.is_file():
+            record = schema.decode(names.qc.read_bytes())
+            return [record] if record is not None else []
+    except OSError as error:
+        _logger.warning("QC log cannot be read", file=str(names.qc), why=str(error))
+        return []
+    return None
+
+
+def measures_of(record: QcRecord) -> Measures | None:
+    """Return the measures that a record holds; None where it lacks one."""
+    fields = Measures.__struct_fields__
+    if any(name not in record.quality for name in fields):
+        return None
+    try:
+        return msgspec.convert({name: record.quality[name] for name in fields}, Measures)
+    except msgspec.ValidationError:
+        return None
+
+
+def brought_up_to_date(file: PlannedFile, records: Sequence[QcRecord]) -> list[QcRecord]:
+    """Return records with the raw's present time stamp and size."""
+    there = file.raw.stat()
+    return [
+        msgspec.structs.replace(
+            record,
+            frame=msgspec.structs.replace(
+                record.frame, size_bytes=there.st_size, mtime_ns=there.st_mtime_ns
+            ),
+        )
+        for record in records
+    ]

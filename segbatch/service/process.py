@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,21 @@ import cv2
 import msgspec
 
 from segbatch import __version__, log
-from segbatch.acquire.find import find_raw_files, is_own_output
-from segbatch.errors import StorageError, UsageError
+from segbatch.acquire.find import find_raw_files, is_frame_file, natural_key
+from segbatch.errors import SegbatchError, StorageError, UsageError
 from segbatch.infer.engine.door import open_model
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.measures import Measures
 from segbatch.infer.segment import Segmenter
 from segbatch.service.batch import Batch
-from segbatch.service.pipeline import now
+from segbatch.service.plan import read_records
 from segbatch.service.progress import Progress
 from segbatch.service.record.atomic import make_folder
 from segbatch.service.record.lock import folder_lock
-from segbatch.service.record.runfiles import Counts, FramesTable, write_run_file
-from segbatch.service.record.schema import QcRecord
-from segbatch.service.rejudge import records_of
+from segbatch.service.record.names import told
+from segbatch.service.record.runfiles import RUN_FILE, Counts, FramesTable, write_run_file
+from segbatch.service.record.schema import QcRecord, now
+from segbatch.service.record.stack import read_journal
 from segbatch.settings import Settings
 
 _logger = log.get_logger(__name__)
@@ -58,51 +59,73 @@ class RunReport(msgspec.Struct, kw_only=True):
 
 
 class Selection(msgspec.Struct, kw_only=True):
-    """Raw files of one run and the folder that the run belongs to."""
+    """One run: the folder, all of its raw files, and which of them are asked for (None: all)."""
 
     root: Path
     raws: list[Path]
+    only: set[Path] | None = None
 
 
-def select(paths: Sequence[str], out: Path | None) -> list[Selection]:
+def select(paths: Sequence[str]) -> list[Selection]:
     """Find the raw files that paths, files and globs name, grouped into runs.
 
-    A folder is searched downwards and is a run of its own; files that were
-    named one by one belong to the run of the folder they lie in.
+    A folder is searched downwards and is a run of its own. Files that were
+    named one by one belong to the run of the folder they lie in: they alone
+    are processed, and compared with all that is there.
 
     Raises
     ------
     UsageError
-        A path does not exist, or nothing in it is a raw frame.
+        A path does not exist, folders lie inside each other, or nothing named
+        is a raw frame.
     """
-    runs: dict[Path, list[Path]] = {}
+    whole: dict[Path, Path] = {}
+    single: dict[Path, set[Path]] = {}
     for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            runs[path] = [raw for raw in find_raw_files(path) if not _within(raw, out, path)]
-            continue
-        matches = [path] if path.is_file() else sorted(map(Path, glob.glob(text)))  # noqa: PTH207 - patterns may be absolute
-        if not matches:
-            raise UsageError(
-                f"{text}: no such file or folder", "a folder, a file or a glob", "check the path"
-            )
-        for match in matches:
-            if match.is_dir():
-                runs[match] = find_raw_files(match)
-            elif not is_own_output(match):
-                runs.setdefault(match.parent, []).append(match)
-    selections = [Selection(root=root, raws=raws) for root, raws in runs.items() if raws]
+        for path in _matches(text):
+            if path.is_dir():
+                whole.setdefault(path.resolve(), path)
+            elif is_frame_file(path):
+                single.setdefault(path.parent, set()).add(path)
+            else:
+                _logger.debug("left out: no frame, or written by segbatch", file=str(path))
+    selections = [Selection(root=root, raws=find_raw_files(root)) for root in whole.values()]
+    for folder, files in single.items():
+        if not any(folder.resolve().is_relative_to(root) for root in whole):
+            found = find_raw_files(folder)
+            raws = [*found, *sorted(files - set(found), key=natural_key)]
+            selections.append(Selection(root=folder, raws=raws, only=files))
+    selections = [selection for selection in selections if selection.raws]
     if not selections:
         raise UsageError(
             f"no frames in {', '.join(map(str, paths))}",
             "TIFF or PNG files that segbatch did not write itself",
             "check the path, or try it on a simulated run: segbatch simulate run --frames 20",
         )
+    _refuse_nested([selection.root for selection in selections])
     return selections
 
 
-def _within(raw: Path, out: Path | None, root: Path) -> bool:
-    return out is not None and out != root and raw.resolve().is_relative_to(out.resolve())
+def _matches(text: str) -> list[Path]:
+    if os.path.lexists(text):
+        return [Path(text)]
+    matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207 - may be absolute
+    if not matches:
+        raise UsageError(
+            f"{text}: no such file or folder", "a folder, a file or a glob", "check the path"
+        )
+    return matches
+
+
+def _refuse_nested(roots: Sequence[Path]) -> None:
+    for inner in roots:
+        for outer in roots:
+            if inner != outer and inner.resolve().is_relative_to(outer.resolve()):
+                raise UsageError(
+                    f"{inner} lies inside {outer}",
+                    "folders apart from each other: each is a run of its own",
+                    f"name {outer} alone, or process them one after the other",
+                )
 
 
 class Process:
@@ -134,6 +157,7 @@ class Process:
     def preview(self, selection: Selection) -> dict[str, Any]:
         """Say what a run would do, without doing it."""
         batch = self._batch(selection)
+        batch.plan()
         return {
             "folder": str(selection.root),
             "raw_files": len(batch.files),
@@ -153,17 +177,24 @@ class Process:
         """
         started_at, start = now(), time.monotonic()
         out_root = self._out_root(selection.root)
+        make_folder(out_root)
         with folder_lock(out_root):
+            _refuse_results_of_another(selection.root, out_root)
             batch = self._batch(selection)
+            batch.plan()
             if batch.stale:
                 _logger.info("earlier results are stale and done again", **batch.stale)
             self._progress.begin(selection.root.name, len(batch.todo))
-            state = "stopped"
             try:
                 batch.execute()
-                state = "interrupted" if self._stop.is_set() else "complete"
-            finally:
-                report = self._report(selection, batch, state, started_at, start)
+            except SegbatchError:
+                report = self._report(selection, batch, "stopped", started_at, start)
+                with suppress(StorageError, OSError):  # what ended the run is the thing to tell
+                    self._write(report, selection, batch)
+                raise
+            state = "interrupted" if self._stop.is_set() else "complete"
+            report = self._report(selection, batch, state, started_at, start)
+            self._write(report, selection, batch)
         return report
 
     def close(self) -> None:
@@ -171,18 +202,14 @@ class Process:
         self._resources.close()
 
     def _out_root(self, root: Path) -> Path:
-        if not self._settings.out:
-            return root
-        out = Path(self._settings.out)
-        make_folder(out)
-        return out
+        return Path(self._settings.out) if self._settings.out else root
 
     def _batch(self, selection: Selection) -> Batch:
-        out = Path(self._settings.out) if self._settings.out else selection.root
         return Batch(
             selection.raws,
+            selection.only,
             selection.root,
-            out,
+            self._out_root(selection.root),
             self._model,
             self._settings,
             self.segmenter,
@@ -193,22 +220,21 @@ class Process:
     def _report(
         self, selection: Selection, batch: Batch, state: str, started_at: str, start: float
     ) -> RunReport:
-        out_root = self._out_root(selection.root)
         seconds = time.monotonic() - start
-        table = FramesTable(Measures.__struct_fields__)
-        report = RunReport(
-            folder=str(selection.root),
-            out=str(out_root),
+        frames = len(batch.done_now)
+        return RunReport(
+            folder=str(selection.root.resolve()),
+            out=str(self._out_root(selection.root)),
             state=state,
-            counts=table.counts,
+            counts=Counts(),
             this_run={
-                "frames": self._progress.done,
+                "frames": frames,
                 "seconds": round(seconds, 3),
-                "frames_per_s": round(self._progress.done / seconds, 3) if seconds else None,
+                "frames_per_s": round(frames / seconds, 3) if seconds else None,
                 "frames_done_before": batch.frames_done,
                 "stale": dict(batch.stale),
             },
-            failed=table.failed,
+            failed=[],
             files={},
             model=self._model_report(),
             settings=msgspec.to_builtins(self._settings),
@@ -216,17 +242,16 @@ class Process:
             started_at=started_at,
             ended_at=now(),
         )
-        try:
-            report.files["frames"] = str(
-                table.write(out_root, selection.root, _rows(selection.root, batch))
-            )
-            report.files["run"] = str(out_root / "segbatch_run.json")
-            write_run_file(out_root, msgspec.to_builtins(report))
-        except StorageError as error:
-            if state == "complete":
-                raise
-            _logger.warning("the run's summary could not be written", why=str(error))
-        return report
+
+    def _write(self, report: RunReport, selection: Selection, batch: Batch) -> None:
+        """Write the run files, and fill in what is counted on the way."""
+        out_root = self._out_root(selection.root)
+        table = FramesTable(Measures.__struct_fields__)
+        path = table.write(out_root, selection.root, _rows(selection.root, batch))
+        report.counts, report.failed = table.counts, table.failed
+        report.failed += [f"{f.raw.name}: {f.unreadable}" for f in batch.files if f.unreadable]
+        report.files = {"frames": str(path), "run": str(out_root / RUN_FILE)}
+        write_run_file(out_root, msgspec.to_builtins(report))
 
     def _model_report(self) -> dict[str, Any]:
         manifest = self._model.manifest
@@ -237,8 +262,35 @@ class Process:
         return report
 
 
+def _refuse_results_of_another(root: Path, out_root: Path) -> None:
+    """Keep ``--out`` from mixing two runs, whose frames often bear the same names."""
+    if out_root.resolve() == root.resolve():
+        return
+    run_file = out_root / RUN_FILE
+    try:
+        earlier = msgspec.json.decode(run_file.read_bytes(), type=_EarlierRun)
+    except FileNotFoundError:
+        write_run_file(out_root, {"folder": str(root.resolve()), "state": "running"})
+        return
+    except (OSError, msgspec.DecodeError):
+        return
+    if earlier.folder != str(root.resolve()):
+        raise UsageError(
+            f"{out_root} holds the results of {earlier.folder}",
+            f"a folder for the results of {root} alone",
+            "give another --out, one for each run",
+        )
+
+
+class _EarlierRun(msgspec.Struct):
+    folder: str
+
+
 def _rows(root: Path, batch: Batch) -> Iterator[tuple[str, QcRecord]]:
+    """Yield the outcomes that count, those of half-done stacks too."""
     for file in batch.files:
-        name = os.fspath(file.raw.relative_to(root))
-        for record in records_of(file):
-            yield name, record
+        name = file.raw.relative_to(root).parent / told(file.raw)
+        records = read_records(file.names) or read_journal(file.names)
+        for page, record in enumerate(records):
+            if (file.index, page) in batch.standing:
+                yield os.fspath(name), record

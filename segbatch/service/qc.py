@@ -12,18 +12,21 @@ import msgspec
 
 from segbatch.acquire.source import open_source
 from segbatch.errors import FrameError
-from segbatch.frame import gray
+from segbatch.frame import gray, hash_pixels
 from segbatch.infer.quality.measures import measure
 from segbatch.infer.quality.verdict import Judge
-from segbatch.service.pipeline import group_of, hash_pixels, quality_of
+from segbatch.service.pipeline import group_of, quality_of
 from segbatch.service.process import Selection, select
+from segbatch.service.record.names import told
 from segbatch.settings import Settings
+
+_PIPED_COLUMNS = 160  # no file name is cut where nobody's screen sets the width
 
 
 def qc_command(paths: Sequence[str], settings: Settings, *, as_json: bool) -> int:
     """Print the verdict on every frame; return 1 when a frame could not be read, else 0."""
     lines = []
-    for selection in select(paths, None):
+    for selection in select(paths):
         lines += list(judge_all(selection, settings))
     if as_json:
         for line in lines:
@@ -39,23 +42,30 @@ def judge_all(selection: Selection, settings: Settings) -> Iterator[dict[str, An
     seen: dict[tuple[int, int], tuple[str, dict[str, Any], str]] = {}
     failed: dict[tuple[int, int], tuple[str, FrameError]] = {}
     for index, raw in enumerate(selection.raws):
-        name = str(raw.relative_to(selection.root))
-        page = 0
+        if selection.only is not None and raw not in selection.only:
+            continue
+        name = str(raw.relative_to(selection.root).parent / told(raw))
         try:
-            with open_source(
+            source = open_source(
                 raw,
                 bit_depth=settings.bit_depth,
                 profile=settings.profile,
                 max_file_gib=settings.max_file_gib,
-            ) as source:
-                for page in range(source.frame_count):
-                    frame = source.read(page)
-                    measures = measure(gray(frame.pixels), frame.ceiling)
-                    group = group_of(frame)
-                    judge.judge((index, page), measures, hash_pixels(frame), group)
-                    seen[index, page] = (name, msgspec.to_builtins(measures), group)
+            )
         except FrameError as error:
-            failed[index, page] = (name, error)
+            failed[index, 0] = (name, error)
+            continue
+        with source:
+            for page in range(source.frame_count):
+                try:
+                    frame = source.read(page)
+                except FrameError as error:
+                    failed[index, page] = (name, error)
+                    continue
+                measures = measure(gray(frame.pixels), frame.ceiling)
+                group = group_of(frame)
+                judge.judge((index, page), measures, hash_pixels(frame.pixels), group)
+                seen[index, page] = (name, msgspec.to_builtins(measures), group)
     verdicts = judge.settle()
     for key in sorted([*seen, *failed]):
         if key in failed:
@@ -96,6 +106,7 @@ def _print_table(lines: Sequence[dict[str, Any]]) -> None:
             verdict,
             *("" if value is None else f"{value:.4g}" for value in values),
         )
-    Console(file=sys.stdout, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else _PIPED_COLUMNS
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
     counts = Counter(" ".join(line["reasons"]) or line["outcome"] for line in lines)
     click.echo(", ".join(f"{count} {what}" for what, count in counts.most_common()))

@@ -9,11 +9,7 @@ from typing import cast
 import msgspec
 
 from segbatch.infer.quality.verdict import Verdict
-from segbatch.service.pipeline import now
-from segbatch.service.plan import PlannedFile
-from segbatch.service.record import schema
-from segbatch.service.record.schema import QcRecord, Reason
-from segbatch.service.record.stack import read_journal, read_lines
+from segbatch.service.record.schema import QcRecord, Reason, now
 
 Key = tuple[int, int]
 
@@ -52,16 +48,6 @@ def changed(
         if key in standing and standing[key].differs_from(verdict):
             found.setdefault(key[0], {})[key[1]] = verdict
     return found
-
-
-def records_of(file: PlannedFile) -> list[QcRecord]:
-    """Read back the records of a file, those of a half-done stack too."""
-    if file.names.qc_lines.is_file():
-        return read_lines(file.names.qc_lines) or []
-    if not file.names.qc.is_file():
-        return read_journal(file.names)
-    record = schema.decode(file.names.qc.read_bytes())
-    return [record] if record is not None else []
 
 
 def amend(record: QcRecord, verdict: Verdict) -> QcRecord:

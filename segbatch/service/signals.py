@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from segbatch import log
 from segbatch.service.record.atomic import discard_live_partials
 
-_logger = log.get_logger(__name__)
+_SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Stopper:
@@ -23,15 +22,14 @@ class Stopper:
         self.exit_code: int | None = None
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        # Nothing here may wait for a lock: the code that was interrupted may hold it.
         if self.event.is_set():
             discard_live_partials()
+            if os.isatty(2):
+                os.write(2, _SHOW_CURSOR)  # a progress bar hides it
             os._exit(128 + number)
         self.exit_code = 128 + number
         self.event.set()
-        _logger.warning(
-            "stopping: frames under way are finished first; once more to stop at once",
-            signal=signal.Signals(number).name,
-        )
 
 
 @contextmanager

@@ -78,21 +78,52 @@ class Peers:
         self, group: Iterable[Measures], run: Iterable[Measures], settings: QualitySettings
     ) -> None:
         needed = settings.warm_up_frames
-        peers_of_group = members = list(group)
-        focus = np.array([m.focus for m in members if m.focus is not None])
-        self.focus = focus if len(focus) >= needed else focus[:0]
+        members = list(group)
+        self.focus = _focus_level([m.focus for m in members if m.focus is not None], needed)
+        signal = [m.signal for m in members if m.signal is not None]
+        self.signals = len(signal)
+        self.signal = float(np.median(signal)) if len(signal) >= needed else None
         # Noise can be compared across a run; focus, which depends on the specimen, cannot.
         self.noise_scope: Literal["group", "run"] = "group" if len(members) >= needed else "run"
         if self.noise_scope == "run":
             members = list(run)
-        noise = np.log2([m.noise_sigma for m in members if m.noise_sigma])
-        self.noise = noise if len(noise) >= needed else noise[:0]
+        self.noise = _noise_level([m.noise_sigma for m in members if m.noise_sigma], needed)
         snr = [m.snr for m in members if m.snr is not None]
         self.snr = float(np.median(snr)) if snr else 0.0
-        signal = [m.signal for m in peers_of_group if m.signal is not None]
-        self.signals = len(signal)
-        self.signal = float(np.median(signal)) if len(signal) >= needed else None
-        self.warm = bool(self.noise.size and self.focus.size)
+        self.warm = self.noise is not None and self.focus is not None
+
+
+class _Level(msgspec.Struct, frozen=True):
+    """What is normal for some frames: how many they are, a reference and its spread."""
+
+    frames: int
+    reference: float
+    spread: float
+
+
+def _noise_level(sigmas: list[float], needed: int) -> _Level | None:
+    """Median and median absolute deviation of the noise, octaves."""
+    if len(sigmas) < needed:
+        return None
+    octaves = np.log2(sigmas)
+    middle = float(np.median(octaves))
+    deviation = float(np.median(np.abs(octaves - middle)))
+    return _Level(len(sigmas), middle, _MAD_TO_SIGMA * deviation)
+
+
+def _focus_level(focus: list[float], needed: int) -> _Level | None:
+    """Focus of the sharp frames, and their spread, octaves.
+
+    The spread is the smaller of two: that of consecutive frames (as in von
+    Neumann's ratio, Ann. Math. Stat. 12, 367, 1941), which stays small in a stack
+    through focus, where most frames are blurred; and that of the sharper half,
+    which stays small where blurred frames are strewn among sharp ones.
+    """
+    if len(focus) < needed:
+        return None
+    middle, sharp = np.quantile(focus, (0.5, _SHARP_QUANTILE)).tolist()
+    steps = _MAD_TO_SIGMA * float(np.median(np.abs(np.diff(focus)))) / 2**0.5
+    return _Level(len(focus), sharp, min(steps, (sharp - middle) / _SHARP_QUANTILE_SIGMAS))
 
 
 def judge_by_rules(m: Measures, repeated: bool, peers: Peers, s: QualitySettings) -> list[Rule]:
@@ -195,26 +226,22 @@ def certain_rules(m: Measures, repeated: bool, s: QualitySettings) -> list[Rule]
 
 def _noise_above_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
     value = float(np.log2(m.noise_sigma)) if m.noise_sigma else None
+    level = peers.noise
+    limit = None
+    if level is not None:
+        limit = level.reference + s.noise_z * max(level.spread, s.noise_spread_octaves)
     rule = Rule(
         rule="noise-above-run",
         reason="noisy",
         measure="log2_noise_sigma",
         value=value,
         side="above",
-        threshold=None,
-        failed=False,
+        threshold=limit,
+        failed=value is not None and limit is not None and value > limit,
         compared_with=peers.noise_scope,
-        frames=len(peers.noise),
-    )
-    if not peers.noise.size or value is None:
-        return rule
-    middle = float(np.median(peers.noise))
-    spread = max(
-        _MAD_TO_SIGMA * float(np.median(np.abs(peers.noise - middle))), s.noise_spread_octaves
-    )
-    limit = middle + s.noise_z * spread
-    rule = msgspec.structs.replace(
-        rule, threshold=limit, failed=value > limit, reference=middle, spread=spread
+        frames=level.frames if level else None,
+        reference=level.reference if level else None,
+        spread=level.spread if level else None,
     )
     if m.snr is None or m.snr >= max(s.noise_clear_snr, peers.snr / s.noise_snr_loss):
         return _excuse(rule, "structure stands clear of it")
@@ -222,34 +249,23 @@ def _noise_above_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
 
 
 def _focus_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
-    """Compare focus with the sharp frames of the group.
-
-    Their spread is the smaller of two: that of consecutive frames (as in von
-    Neumann's ratio, Ann. Math. Stat. 12, 367, 1941), which stays small in a stack
-    through focus, where most frames are blurred; and that of the sharper half,
-    which stays small where blurred frames are strewn among sharp ones.
-    """
-    rule = Rule(
+    level = peers.focus
+    limit = None
+    if level is not None:
+        drop = max(s.blur_z * level.spread, s.blur_drop_octaves)
+        limit = level.reference - min(drop, s.blur_drop_most_octaves)
+    return Rule(
         rule="focus-below-run",
         reason="blurred",
         measure="focus",
         value=m.focus,
         side="below",
-        threshold=None,
-        failed=False,
+        threshold=limit,
+        failed=m.focus is not None and limit is not None and m.focus < limit,
         compared_with="group",
-        frames=len(peers.focus),
-    )
-    if not peers.focus.size:
-        return rule
-    middle, sharp = np.quantile(peers.focus, (0.5, _SHARP_QUANTILE)).tolist()
-    steps = float(np.median(np.abs(np.diff(peers.focus))))
-    spread = min(_MAD_TO_SIGMA * steps / np.sqrt(2.0), (sharp - middle) / _SHARP_QUANTILE_SIGMAS)
-    drop = min(max(s.blur_z * spread, s.blur_drop_octaves), s.blur_drop_most_octaves)
-    limit = sharp - drop
-    failed = m.focus is not None and m.focus < limit
-    return msgspec.structs.replace(
-        rule, threshold=limit, failed=failed, reference=sharp, spread=float(spread)
+        frames=level.frames if level else None,
+        reference=level.reference if level else None,
+        spread=level.spread if level else None,
     )
 
 

@@ -108,14 +108,15 @@ def _level_step(
     upper = np.median(means[row - _SIDE_ROWS : row], axis=0)
     lower = np.median(means[row : row + _SIDE_ROWS], axis=0)
     lasting = float(np.clip(lower - upper, -3 * scatter, 3 * scatter).mean())
-    if level[at] * lasting <= 0 or abs(lasting) < _LASTING * abs(float(level[at])):
+    step = float(level[at])
+    if (step > 0) != (lasting > 0) or abs(lasting) < _LASTING * abs(step):
         return {}
     spread = _MAD_TO_SIGMA * float(np.median(np.abs(level)))
     least = scatter / float(np.sqrt(means.shape[1]))
     return {
         "step_row": row,
         "step": float(np.median(lower - upper)),
-        "step_z": float(abs(level[at])) / max(spread, least) if least > 0 else None,
+        "step_z": abs(step) / max(spread, least) if least > 0 else None,
     }
 
 

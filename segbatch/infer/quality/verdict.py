@@ -11,7 +11,7 @@ from segbatch.infer.quality.measures import Measures
 from segbatch.infer.quality.rules import Peers, Rule, certain_rules, judge_by_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     from segbatch.settings import QualitySettings
 
@@ -81,6 +81,13 @@ class Judge:
             self._recent_of_run.append(measures)
         peers = Peers(recent, self._recent_of_run, self._settings)
         return self._verdict(measures, repeated, peers, final=False)
+
+    def forget(self, frame_keys: Iterable[Any]) -> None:
+        """Drop frames that are no longer what was judged; unknown keys are passed over."""
+        gone = {key for key in frame_keys if self._known.pop(key, None) is not None}
+        for pixel_hash, key in list(self._first_with.items()):
+            if key in gone:
+                del self._first_with[pixel_hash]
 
     def settle(self) -> dict[Any, Verdict]:
         """Judge every remembered frame again, with the statistics of the whole run.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,8 +41,12 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 
 
 def partial_path(final: Path) -> Path:
-    """Return the hidden temporary name, in the same folder, that ``final`` is written under."""
-    return final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
+    """Return the hidden temporary name, in the same folder, that ``final`` is written under.
+
+    It is short, because ``final`` may be as long as the file system allows.
+    """
+    digest = hashlib.blake2b(os.fsencode(final.name), digest_size=8).hexdigest()
+    return final.with_name(f".{digest}{PARTIAL_SUFFIX}")
 
 
 @contextlib.contextmanager
@@ -81,6 +87,13 @@ def write_whole(final: Path, content: bytes) -> None:
         handle.write(content)
 
 
+def append_whole(handle: RawIOBase, content: bytes) -> None:
+    """Append to an unbuffered file until all is written; a disk that is full raises."""
+    view = memoryview(content)
+    while view:
+        view = view[handle.write(view) or 0 :]
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in ``folder`` survive a power cut, where the platform can."""
     if os.name == "nt":  # NTFS journals renames, and folders cannot be opened
@@ -97,7 +110,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove one of our own files; it may be gone already."""
+    """Remove a file that the caller knows to be ours; it may be gone already."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -1,14 +1,38 @@
-"""The names of the files beside a raw file."""
+"""The names of the files beside a raw file, none of them anybody else's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segbatch.service.record import schema
+import msgspec
+
+from segbatch import log
+from segbatch.acquire.find import is_own_output, natural_key
+from segbatch.errors import StorageError
+from segbatch.service.record.atomic import remove
 
 _OME_ENDINGS = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")
+_TIFF_ENDINGS = (".tif", ".tiff", ".btf", ".tf8", ".png")
+# A stem with "_qc.jsonl" and the suffix of a hidden file must fit into 255 bytes.
+_LONGEST_STEM_BYTES = 200
+_HEAD_BYTES = 1 << 16
+_logger = log.get_logger(__name__)
+
+
+class _Owner(msgspec.Struct):
+    """The frame of a QC record, as far as naming needs it."""
+
+    file: str
+
+
+class _Log(msgspec.Struct):
+    schema: str
+    frame: _Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,45 +73,178 @@ class OutputNames:
         """The QC log of a stack, a line for each frame."""
         return self.folder / f"{self.stem}_qc.jsonl"
 
+    def all(self) -> tuple[Path, ...]:
+        """Return every file that may be written."""
+        return (*self.products(), self.qc, self.qc_lines)
+
+
+def told(path: Path) -> str:
+    """Return a file's name as it stands in records: bytes that are no UTF-8 are escaped."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+
 
 def assign(raws: Sequence[Path], folder: Path) -> dict[Path, OutputNames]:
-    """Name the results of the raw files of one folder, none of them twice.
+    """Name the results of all raw files of one folder.
 
     The first of several raws of one stem takes the stem; the others' results
     carry their full names (``a.tiff_mask.tif``). A raw whose results stand
-    under the stem already keeps it, so that a file which comes later never
-    takes over the results of another; and where a plain name is that of a raw
-    file (somebody's own ``a_mask.tif`` beside ``a.tif``), the full name is used.
+    already keeps their names, so that a file which comes later never takes
+    over the results of another. A name that would fall on a raw file, or on a
+    file that segbatch did not write, is passed over for the full name.
+
+    Parameters
+    ----------
+    raws
+        Every raw file of the folder, also those that are not to be processed.
+    folder
+        Where their results go; it need not exist.
+
+    Raises
+    ------
+    StorageError
+        All names that a raw may use belong to somebody else.
     """
-    taken = set(raws)
-    by_stem: dict[str, list[Path]] = {}
-    for raw in sorted(raws):
-        by_stem.setdefault(_split(raw.name)[0].casefold(), []).append(raw)
-    names = {}
-    for rivals in by_stem.values():
-        owner = _owner(rivals, folder) if len(rivals) > 1 else rivals[0]
-        for raw in rivals:
-            stem, tail = _split(raw.name)
-            plain = OutputNames(raw, folder, stem, tail)
-            free = raw == owner and taken.isdisjoint(
-                (plain.mask, plain.probabilities, plain.labels)
-            )
-            names[raw] = plain if free else OutputNames(raw, folder, raw.name, tail)
+    try:
+        there = {entry.name.casefold() for entry in os.scandir(folder)}
+    except OSError:
+        there = set()
+    taken = {raw.name.casefold() for raw in raws if raw.parent == folder}
+    names: dict[Path, OutputNames] = {}
+    later = []
+    for raw in sorted(raws, key=natural_key):
+        kept = next((c for c in _candidates(raw, folder) if _answers_for(c, raw, there)), None)
+        if kept is not None and taken.isdisjoint(path.name.casefold() for path in kept.all()):
+            names[raw] = kept
+            taken.update(path.name.casefold() for path in kept.all())
+        else:
+            later.append(raw)
+    for raw in later:
+        names[raw] = next(
+            (
+                candidate
+                for candidate in _candidates(raw, folder)
+                if _free(candidate, there, taken) and not _owned(candidate, there)
+            ),
+            None,
+        ) or _refuse(raw, folder)
+        taken.update(path.name.casefold() for path in names[raw].all())
     return names
 
 
-def _owner(rivals: list[Path], folder: Path) -> Path:
-    for raw in rivals:
-        stem, tail = _split(raw.name)
-        names = OutputNames(raw, folder, stem, tail)
-        for log in (names.qc, names.qc_lines):
-            if log.is_file():
-                with log.open("rb") as handle:
-                    first = handle.readline() if log == names.qc_lines else handle.read()
-                record = schema.decode(first)
-                if record is not None and record.frame.file in {rival.name for rival in rivals}:
-                    return next(rival for rival in rivals if rival.name == record.frame.file)
-    return rivals[0]
+def displaced(names: OutputNames) -> OutputNames:
+    """Return names for results that are to be written anew, clear of what became somebody's own.
+
+    A mask that was corrected by hand and saved by another program is no longer ours.
+    """
+    if all(is_ours(path) for path in names.all() if os.path.lexists(path)):
+        return names
+    for candidate in _candidates(names.raw, names.folder):
+        if not any(os.path.lexists(path) for path in candidate.all()):
+            return candidate
+    return _refuse(names.raw, names.folder)
+
+
+def _candidates(raw: Path, folder: Path) -> Iterator[OutputNames]:
+    stem, tail = _split(raw.name)
+    for text in (stem, raw.name, *(f"{raw.name}_{number}" for number in range(2, 10))):
+        yield OutputNames(raw, folder, _shortened(text), tail)
+
+
+def _shortened(stem: str) -> str:
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _LONGEST_STEM_BYTES:
+        return stem
+    digest = hashlib.blake2b(encoded, digest_size=4).hexdigest()
+    return os.fsdecode(encoded[: _LONGEST_STEM_BYTES - 9]) + "~" + digest
+
+
+def _free(names: OutputNames, there: set[str], taken: set[str]) -> bool:
+    """Tell whether no name is a raw's or another raw's results, or on a foreign file."""
+    return all(path.name.casefold() not in taken for path in names.all()) and all(
+        is_ours(path) for path in _existing(names.all(), there)
+    )
+
+
+def _answers_for(names: OutputNames, raw: Path, there: set[str]) -> bool:
+    return told(raw) in _owners(names, there)
+
+
+def _owned(names: OutputNames, there: set[str]) -> bool:
+    """Tell whether results stand there that answer for a raw, whichever."""
+    return bool(_owners(names, there))
+
+
+def _owners(names: OutputNames, there: set[str]) -> set[str]:
+    logs = [_head(path) for path in _existing((names.qc, names.qc_lines), there)]
+    return {head.frame.file for head in logs if head is not None}
+
+
+def _existing(paths: Iterable[Path], there: set[str]) -> list[Path]:
+    return [path for path in paths if path.name.casefold() in there and os.path.lexists(path)]
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether an existing file may be overwritten or removed because segbatch wrote it.
+
+    A TIFF is ours by its Software tag. A log is ours by its schema; one that
+    is no JSON at all is a log of ours that a disk has spoilt.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.suffix in {".json", ".jsonl"}:
+        return _head(path) is not None or not _is_json(path)
+    return is_own_output(path)
+
+
+def require_ours(path: Path) -> None:
+    """Raise StorageError where ``path`` exists and is not ours to overwrite."""
+    if os.path.lexists(path) and not is_ours(path):
+        raise StorageError(
+            f"{path} was written or changed by another program",
+            "a free name",
+            "move that file away, or write elsewhere with --out DIR",
+        )
+
+
+def remove_ours(path: Path) -> None:
+    """Remove a result that no longer counts; one that became somebody's own stays."""
+    if os.path.lexists(path):
+        if is_ours(path):
+            remove(path)
+        else:
+            _logger.warning("left alone: not written by segbatch", file=str(path))
+
+
+def _head(path: Path) -> _Log | None:
+    """Return the first record of a QC log, None where it is none of ours."""
+    try:
+        with path.open("rb") as handle:
+            content = handle.readline() if path.suffix == ".jsonl" else handle.read(_HEAD_BYTES)
+        found = msgspec.json.decode(content, type=_Log)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if found.schema.startswith("segbatch.qc/") else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        with path.open("rb") as handle:
+            content = handle.readline() if path.suffix == ".jsonl" else handle.read()
+        msgspec.json.decode(content)
+    except OSError:
+        return True  # not ours to say: leave it alone
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _refuse(raw: Path, folder: Path) -> OutputNames:
+    taken = next(itertools.islice(_candidates(raw, folder), 1)).mask
+    raise StorageError(
+        f"{taken} and the other names for the results of {raw.name} are taken by other files",
+        "a free name",
+        "move those files away, or write elsewhere with --out DIR",
+    )
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -96,6 +253,5 @@ def _split(name: str) -> tuple[str, str]:
     for ending in _OME_ENDINGS:
         if lowered.endswith(ending):
             return name[: -len(ending)], ".ome.tif"
-    path = Path(name)
-    known = path.suffix.lower() in {".tif", ".tiff", ".btf", ".tf8", ".png"}
-    return (path.stem if known else name), ".tif"
+    known = Path(name).suffix.lower() in _TIFF_ENDINGS
+    return (Path(name).stem if known else name), ".tif"

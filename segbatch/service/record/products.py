@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segbatch.service.record.masks import compress
-from segbatch.service.record.names import OutputNames
+from segbatch.service.record.names import OutputNames, told
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.spool import Page
 
@@ -54,5 +54,5 @@ def with_mask(record: QcRecord, names: OutputNames, page: int) -> QcRecord:
     """Return ``record`` with the mask's file and page filled in, where it has a mask."""
     if record.mask is None:
         return record
-    mask = msgspec.structs.replace(record.mask, file=names.mask.name, page=page)
+    mask = msgspec.structs.replace(record.mask, file=told(names.mask), page=page)
     return msgspec.structs.replace(record, mask=mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import msgspec
@@ -89,6 +90,11 @@ class QcRecord(msgspec.Struct, frozen=True, kw_only=True):
     software: str
     written_at: str
     timing_ms: Timing
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The results of a file that holds one frame: mask first, QC log last."""
+"""The results of a file that holds one frame: its QC log is there last, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from segbatch.service.record import schema
 from segbatch.service.record.atomic import remove, sync_folder, whole_file, write_whole
 from segbatch.service.record.masks import write_pages
-from segbatch.service.record.names import OutputNames
+from segbatch.service.record.names import OutputNames, remove_ours, require_ours
 from segbatch.service.record.products import Products, with_mask
 from segbatch.service.record.recorder import Keep, Written
 from segbatch.service.record.schema import QcRecord
@@ -20,7 +20,11 @@ from segbatch.service.record.spool import Page
 
 
 class SingleRecorder:
-    """Commits one frame: whatever happens, its QC log is written last or not at all."""
+    """Commits one frame: old log away, products, new log.
+
+    So no log ever vouches for a mask of another time, and a kill at any
+    moment leaves a whole outcome or none.
+    """
 
     def __init__(self, names: OutputNames) -> None:
         self.names = names
@@ -34,11 +38,21 @@ class SingleRecorder:
             Something could not be written; the frame then has no outcome yet.
         """
         start = time.perf_counter()
+        if products is not Keep.PRODUCTS:
+            remove(self.names.qc)
+            remove(self.names.qc_lines)  # of a time when the raw held more frames
+            self._write(products)
+        record = _with_time(with_mask(record, self.names, page), time.perf_counter() - start)
+        write_whole(self.names.qc, schema.encode_for_people(record))
+        sync_folder(self.names.folder)
+
+    def _write(self, products: Products | None) -> None:
         wanted: dict[Path, tuple[Page, np.dtype[Any], bool]] = {}
         pixel_size_um = None
-        if isinstance(products, Products):
+        if products is not None:
             wanted, pixel_size_um = products.named(self.names), products.pixel_size_um
         for path, (content, dtype, coloured) in wanted.items():
+            require_ours(path)
             with whole_file(path) as handle:
                 write_pages(
                     handle,
@@ -48,14 +62,9 @@ class SingleRecorder:
                     pixel_size_um=pixel_size_um,
                     ome_axes=("", ()) if coloured and path.name.endswith(".ome.tif") else None,
                 )
-        record = _with_time(with_mask(record, self.names, page), time.perf_counter() - start)
-        write_whole(self.names.qc, schema.encode_for_people(record))
-        sync_folder(self.names.folder)
-        if products is not Keep.PRODUCTS:
-            for path in self.names.products():
-                if path not in wanted:
-                    remove(path)
-        remove(self.names.qc_lines)  # of a time when the raw held more frames
+        for path in self.names.products():
+            if path not in wanted:
+                remove_ours(path)
 
     def finish(self, axes: tuple[str, tuple[int, ...]] | None) -> None:
         """Do nothing: the commit of the only frame was the last thing to do."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segbatch.service.record.atomic import storage_error
+from segbatch.service.record.atomic import append_whole, storage_error
 
 # magic, number of dimensions, shape (three, unused ones 0), number of strips, CRC-32 of the rest
 _HEAD = struct.Struct("<4sBIIIII")
@@ -35,7 +35,7 @@ class PageSpool:
         self.path = path
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            self._handle = os.fdopen(descriptor, "r+b")
+            self._handle = os.fdopen(descriptor, "r+b", buffering=0)
             self._index = self._find_whole_pages()
         except OSError as error:
             raise storage_error(error, path) from error
@@ -53,8 +53,7 @@ class PageSpool:
         head = _HEAD.pack(_MAGIC, len(page.shape), *shape, len(page.strips), check)
         try:
             offset = self._handle.seek(0, os.SEEK_END)
-            self._handle.write(b"".join((head, lengths, *page.strips)))
-            self._handle.flush()
+            append_whole(self._handle, b"".join((head, lengths, *page.strips)))
         except OSError as error:
             raise storage_error(error, self.path) from error
         self._index.append((offset, page.shape))

@@ -6,16 +6,24 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import tifffile
 
 from segbatch.service.record import schema
-from segbatch.service.record.atomic import remove, storage_error, sync_folder, whole_file
+from segbatch.service.record.atomic import (
+    append_whole,
+    remove,
+    storage_error,
+    sync_folder,
+    whole_file,
+)
 from segbatch.service.record.masks import compress, write_pages
-from segbatch.service.record.names import OutputNames
+from segbatch.service.record.names import OutputNames, remove_ours, require_ours
 from segbatch.service.record.products import (
     LABEL_DTYPE,
     MASK_DTYPE,
@@ -50,7 +58,9 @@ class StackRecorder:
         self.names = names
         self._kinds = _kinds(names, probabilities=probabilities, labels=labels)
         self._spools = {path: PageSpool(_hidden(path, SPOOL_SUFFIX)) for path in self._kinds}
-        self._journal, self.records = _open_journal(_hidden(names.qc_lines, JOURNAL_SUFFIX))
+        self._journal, lines = _open_journal(_hidden(names.qc_lines, JOURNAL_SUFFIX))
+        self.records = [record for record, _ in lines]
+        self._line_bytes = [size for _, size in lines]
         self._waiting: dict[int, tuple[QcRecord, Mapping[Path, Page]]] = {}
         self._guard = threading.Lock()
         self._pixel_size_um: float | None = None
@@ -64,10 +74,8 @@ class StackRecorder:
     def rewind(self, count: int) -> None:
         """Keep the first ``count`` frames and forget the rest."""
         self.records = self.records[:count]
-        self._journal.seek(0)
-        for _ in range(count):
-            self._journal.readline()
-        self._journal.truncate(self._journal.tell())
+        self._journal.truncate(sum(self._line_bytes[:count]))
+        del self._line_bytes[count:]
         for spool in self._spools.values():
             spool.truncate(count)
 
@@ -94,13 +102,14 @@ class StackRecorder:
             for path, spool in self._spools.items():
                 spool.append(pages.get(path, _NO_PAGE))
             self._journal.seek(0, os.SEEK_END)
-            self._journal.write(schema.encode(record))
-            self._journal.flush()
+            line = schema.encode(record)
+            append_whole(self._journal, line)
             if self.next_page % SYNC_EVERY == SYNC_EVERY - 1:
                 self._sync()
         except OSError as error:
             raise storage_error(error, self.names.qc_lines) from error
         self.records.append(record)
+        self._line_bytes.append(len(line))
 
     def finish(self, axes: OmeAxes | None) -> None:
         """Write the masks and then the QC log, whole, and drop the hidden files.
@@ -114,7 +123,9 @@ class StackRecorder:
         """
         self._sync()
         remove(self.names.qc_lines)  # an older log must not vouch for newer masks
+        remove(self.names.qc)  # of a time when the raw held a single frame
         for path, spool in self._spools.items():
+            require_ours(path)
             dtype, coloured = self._kinds[path]
             with whole_file(path) as handle:
                 write_pages(
@@ -123,18 +134,16 @@ class StackRecorder:
                     dtype,
                     coloured=coloured,
                     pixel_size_um=self._pixel_size_um,
-                    ome_axes=axes if path.name.endswith(".ome.tif") else None,
+                    ome_axes=axes if coloured and path.name.endswith(".ome.tif") else None,
                 )
         with whole_file(self.names.qc_lines) as handle:
             handle.writelines(schema.encode(record) for record in self.records)
         sync_folder(self.names.folder)
         self.close()
         discard_hidden(self.names)
-        wanted = set(self._kinds)
         for path in self.names.products():
-            if path not in wanted:
-                remove(path)
-        remove(self.names.qc)  # of a time when the raw held a single frame
+            if path not in self._kinds:
+                remove_ours(path)
 
     def close(self) -> None:
         """Close the hidden files; they stay, and the stack goes on from them."""
@@ -162,20 +171,32 @@ class StackRecorder:
 
 
 def read_lines(path: Path) -> list[QcRecord] | None:
-    """Read a published QC log of a stack; None where a line is not a whole record."""
-    records = [schema.decode(line) for line in path.read_bytes().splitlines()]
-    return [r for r in records if r is not None] if all(records) and records else None
+    """Read a published QC log of a stack; None unless line i is the whole record of frame i."""
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        record = schema.decode(line)
+        if record is None or record.frame.page != number:
+            return None
+        records.append(record)
+    return records or None
+
+
+def rewrite_lines(names: OutputNames, records: Sequence[QcRecord]) -> None:
+    """Replace a published QC log by one that says the same of the same masks, but for details."""
+    with whole_file(names.qc_lines) as handle:
+        handle.writelines(schema.encode(record) for record in records)
+    sync_folder(names.folder)
 
 
 class StackPatcher:
     """Replaces the outcomes of some frames of a published stack, keeping the others as they are.
 
-    Nothing on disk changes before ``finish``.
+    Nothing on disk changes before ``finish``: a patch that is not finished is
+    made again in the next run.
     """
 
-    def __init__(self, names: OutputNames, *, probabilities: bool, labels: bool) -> None:
+    def __init__(self, names: OutputNames) -> None:
         self.names = names
-        self._options = {"probabilities": probabilities, "labels": labels}
         self._changes: dict[int, tuple[QcRecord, Mapping[Path, Page] | None]] = {}
         self._guard = threading.Lock()
 
@@ -186,25 +207,49 @@ class StackPatcher:
             self._changes[page] = (record, pages)
 
     def finish(self, axes: OmeAxes | None) -> None:
-        """Publish the stack with the changes; its axes are those that it was published with."""
-        discard_hidden(self.names)
-        recorder = StackRecorder(self.names, **self._options)
-        published = read_lines(self.names.qc_lines) or []
-        files = {path: tifffile.TiffFile(path) for path in _kinds(self.names, **self._options)}
+        """Publish the stack with the changes, with the axes given or those that it had."""
+        recorder, published_axes = copy_published(self.names, self._changes)
         try:
-            axes = recorder.take_geometry(files[self.names.mask])
-            for number, record in enumerate(published):
-                changed, pages = self._changes.get(number, (record, None))
-                if pages is None:
-                    pages = {path: _page(file, number) for path, file in files.items()}
-                recorder.append(changed, pages)
+            recorder.finish(axes or published_axes)
         finally:
-            for file in files.values():
-                file.close()
-        recorder.finish(axes)
+            recorder.close()
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
+
+
+def copy_published(
+    names: OutputNames, changes: Mapping[int, tuple[QcRecord, Mapping[Path, Page] | None]]
+) -> tuple[StackRecorder, OmeAxes | None]:
+    """Begin a stack's results with those that are published, some replaced.
+
+    Returns the recorder, which stands behind the last published frame, and
+    the axes of the published masks.
+    """
+    discard_hidden(names)
+    recorder = StackRecorder(
+        names, probabilities=names.probabilities.exists(), labels=names.labels.exists()
+    )
+    try:
+        with ExitStack() as open_files:
+            files = {
+                path: open_files.enter_context(tifffile.TiffFile(path))
+                for path in names.products()
+                if path.exists()
+            }
+            axes = recorder.take_geometry(files[names.mask])
+            for number, record in enumerate(read_lines(names.qc_lines) or []):
+                changed, pages = changes.get(number, (record, None))
+                if pages is None:
+                    pages = {path: _page(file, number) for path, file in files.items()}
+                recorder.append(changed, pages)
+    except OSError as error:
+        recorder.close()
+        raise storage_error(error, names.mask) from error
+    except BaseException:
+        recorder.close()
+        raise
+    return recorder, axes
 
 
 def discard_hidden(names: OutputNames) -> None:
@@ -244,18 +289,19 @@ def _hidden(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}{suffix}")
 
 
-def _open_journal(path: Path) -> tuple[BinaryIO, list[QcRecord]]:
+def _open_journal(path: Path) -> tuple[RawIOBase, list[tuple[QcRecord, int]]]:
+    """Open the journal; return its whole records with the bytes that each line takes."""
     try:
-        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-        records = []
-        for line in handle:
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+        lines = []
+        for line in path.read_bytes().splitlines(keepends=True):
             record = schema.decode(line) if line.endswith(b"\n") else None
             if record is None:
                 break
-            records.append(record)
+            lines.append((record, len(line)))
     except OSError as error:
         raise storage_error(error, path) from error
-    return handle, records
+    return handle, lines
 
 
 def _pages_to_write(
