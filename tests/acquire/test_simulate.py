@@ -145,10 +145,8 @@ def test_a_frame_follows_from_its_seed() -> None:
 
 @pytest.mark.parametrize("diameter_um", [2.0, 5.0])
 def test_truth_is_the_beads_disc(diameter_um: float) -> None:
-    """The true mask of a bead larger than the diffraction limit is close to its disc.
-
-    A sphere's projection reaches half of its peak at sqrt(3)/2 of the radius.
-    """
+    """The true mask of a bead larger than the diffraction limit is close to its disc."""
+    # A sphere's projection reaches half of its peak at sqrt(3)/2 of the radius.
     _, truth = expose(SMALL, one_bead(diameter_um=diameter_um), rng())
     across_px = math.sqrt(4 * truth.sum() / math.pi)
     wanted_px = diameter_um * math.sqrt(0.75) / SMALL.optics.pixel_um
