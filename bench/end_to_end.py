@@ -59,7 +59,7 @@ def run(raws: Path, count: int, model: Path | None, precision: str, out: Path) -
         The command failed, or did not segment every frame.
     """
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "segbatch", "process", str(raws), "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "segbatch", "process", str(raws), "--out", str(out)]
     command += ["--precision", precision]
     if model is not None:
         command += ["--model", str(model)]
@@ -68,11 +68,11 @@ def run(raws: Path, count: int, model: Path | None, precision: str, out: Path) -
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as ran:
         used = _watch(ran)
-        said, complained = ran.communicate()
+        _, complained = ran.communicate()
     seconds = time.perf_counter() - start
     if ran.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {ran.returncode}:\n{complained}")
-    report: dict[str, Any] = json.loads(said)[0]
+    report: dict[str, Any] = json.loads((out / "segbatch_run.json").read_text(encoding="utf-8"))
     if report["counts"]["segmented"] != count:
         raise SystemExit(f"wanted {count} frames segmented, got {report['counts']}")
     masks = np.sort([mask.stat().st_mtime_ns / 1e9 for mask in out.glob("*_mask.tif")])

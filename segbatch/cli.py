@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ class Program(click.Group):
             return super().invoke(ctx)
         except SegbatchError as error:
             self._report(ctx, error)
+        except KeyboardInterrupt:
+            ctx.exit(130)
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise  # click ends quietly when a reader such as head went away
@@ -43,6 +46,8 @@ class Program(click.Group):
         if ctx.params.get("debug"):
             traceback.print_exc()
         log.report_error(error)
+        if "--json" in sys.argv[1:]:
+            click.echo(json.dumps({"runs": [], "error": error.as_dict()}, indent=2))
         ctx.exit(error.exit_code)
 
 
@@ -90,6 +95,13 @@ def load_settings(config: str | None, assignments: tuple[str, ...], **flags: Any
     """Merge flags, environment, file and defaults into settings."""
     from segbatch import settings
 
+    for name, value in {"config": config, **flags}.items():
+        if value == "":
+            raise UsageError(
+                f"--{name.replace('_', '-')} with nothing behind it",
+                "a value",
+                "leave the flag out for the default (is a variable of your shell unset?)",
+            )
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
@@ -138,7 +150,7 @@ def process(
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @settings_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line a frame on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON on stdout.")
 @click.pass_context
 def qc(ctx: click.Context, /, paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Judge the frames in PATHs and print the verdicts; nothing is written.
@@ -186,11 +198,27 @@ def schema() -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path())
-@click.option("--frames", default=60, show_default=True, help="How many frames.")
-@click.option("--seed", default=1, show_default=True, help="Same seed, same frames.")
+@click.option(
+    "--frames", type=click.IntRange(1), default=60, show_default=True, help="How many frames."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same frames."
+)
 @click.option("--varied", is_flag=True, help="Every frame another scene, for training.")
-@click.option("--height-px", default=1080, show_default=True, help="Rows of a frame.")
-@click.option("--width-px", default=1440, show_default=True, help="Columns of a frame.")
+@click.option(
+    "--height-px",
+    type=click.IntRange(16, 20000),
+    default=1080,
+    show_default=True,
+    help="Rows of a frame.",
+)
+@click.option(
+    "--width-px",
+    type=click.IntRange(16, 20000),
+    default=1440,
+    show_default=True,
+    help="Columns of a frame.",
+)
 def simulate(
     folder: str, frames: int, seed: int, varied: bool, height_px: int, width_px: int
 ) -> None:

@@ -30,6 +30,15 @@ class SegbatchError(Exception):
         self.remedy = remedy
         super().__init__(got, wanted, remedy)
 
+    def as_dict(self) -> dict[str, str | int]:
+        """Return what ``--json`` says of the error."""
+        return {
+            "got": self.got,
+            "wanted": self.wanted,
+            "remedy": self.remedy,
+            "exit_code": self.exit_code,
+        }
+
     def __str__(self) -> str:
         parts = [self.got]
         if self.wanted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any, TextIO, cast
 
 import click
@@ -51,21 +52,25 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
 
 def report_error(error: SegbatchError) -> None:
     """Print for people what was got, what was wanted and what to do, on stderr."""
-    click.secho(f"error: {error.got}", fg="red", err=True)
-    if error.wanted:
-        click.echo(f"  wanted: {error.wanted}", err=True)
-    if error.remedy:
-        click.echo(f"  remedy: {error.remedy}", err=True)
+    with suppress(OSError, ValueError):  # the exit code still tells
+        click.secho(f"error: {error.got}", fg="red", err=True)
+        if error.wanted:
+            click.echo(f"  wanted: {error.wanted}", err=True)
+        if error.remedy:
+            click.echo(f"  remedy: {error.remedy}", err=True)
 
 
 class _Stderr:
     """Whatever ``sys.stderr`` is when a line is written: a progress bar may stand in for it."""
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with suppress(OSError, ValueError):  # a full log disk costs the line, not the run
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def get_logger(name: str) -> Any:

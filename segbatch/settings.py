@@ -12,7 +12,7 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -26,7 +26,7 @@ Engine = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "bf16"]
 Profile = Literal["zelux", "12bit", "14bit", "16bit"]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
+Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -76,6 +76,9 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Robust standard deviations by which focus may stay below the sharp frames of its group.
     blur_drop_octaves
         Least drop of focus, octaves, that counts as blur by comparison.
+    blur_third_z, blur_third_drop_octaves
+        The same two for the least sharp third of the objects, where the median object falls
+        by at least half of ``blur_drop_octaves``.
     blur_drop_most_octaves
         Drop of focus that counts as blur however much the group scatters.
     blur_signal_loss
@@ -105,6 +108,8 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     focus_octaves: float = -7.0
     blur_z: Positive = 5.0
     blur_drop_octaves: Positive = 0.75
+    blur_third_z: Positive = 7.0
+    blur_third_drop_octaves: Positive = 0.9
     blur_drop_most_octaves: Positive = 2.5
     blur_signal_loss: Annotated[float, Meta(ge=1.0)] = 4.0
     warm_up_frames: Annotated[int, Meta(ge=2)] = 10
@@ -118,16 +123,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Precision = "auto"
     tile_px: Literal["auto"] | Annotated[int, Meta(ge=32)] = "auto"
     batch: Literal["auto"] | Count = "auto"
-    memory_gib: Positive = 2.0
+    memory_gib: Annotated[float, Meta(ge=0.1, le=4096.0)] = 2.0
     threshold: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
     out: str = ""
     profile: Profile = "zelux"
     bit_depth: Annotated[int, Meta(ge=1, le=32)] | None = None
-    max_file_gib: Positive = 4.0
+    max_file_gib: Annotated[float, Meta(gt=0.0, le=4096.0)] = 4.0
     redo: bool = False
     save_probabilities: bool = False
     save_labels: bool = False
-    threads: Literal["auto"] | Count = "auto"
+    threads: Literal["auto"] | Annotated[int, Meta(ge=1, le=1024)] = "auto"
     quality: QualitySettings = msgspec.field(default_factory=QualitySettings)
 
     def result_sha256(self) -> str:
@@ -188,9 +193,35 @@ def merged_to_settings(merged: Mapping[str, Any]) -> Settings:
             got = got.get(part, {}) if isinstance(got, Mapping) else got
         raise SettingsError(
             f"setting {key} = {got!r}",
-            message[0].lower() + message[1:],
+            wanted_of(key) or message[0].lower() + message[1:],
             "see the README's table of settings",
         ) from error
+
+
+def wanted_of(key: str) -> str:
+    """Say in words which values a setting takes; empty for an unknown key."""
+    head, _, tail = key.partition(".")
+    hints = get_type_hints(QualitySettings if tail else Settings, include_extras=True)
+    return _words(hints[tail or head]) if (tail or head) in hints else ""
+
+
+def _words(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is Annotated:
+        limits = {
+            "at least": args[1].ge,
+            "above": args[1].gt,
+            "at most": args[1].le,
+            "below": args[1].lt,
+        }
+        told = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        return " ".join([_words(args[0]), ", ".join(told)])
+    if args:
+        return " or ".join(_words(part) for part in args if part is not type(None))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(hint, "a table")
 
 
 def known_keys() -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+import zlib
 from pathlib import Path
 
 from segbatch.acquire.decode import PNG_SIGNATURE
+from segbatch.acquire.layout import read_page
 from segbatch.acquire.raw import RawFile
-from segbatch.acquire.tiff import is_tiff, read_header, read_ifd
+from segbatch.acquire.tiff import Ifd, is_tiff, read_header, read_ifd
 from segbatch.errors import FrameError, UsageError
 from segbatch.log import get_logger
 
@@ -18,6 +20,7 @@ SNIFFED_SUFFIXES = ("", ".bin")  # names that tell nothing: the first bytes deci
 OWN_SUFFIXES = ("_mask", "_prob", "_labels", "_truth")
 OWN_SOFTWARE = "segbatch"
 SOFTWARE_TAG = 305
+_LARGEST_OWN_BYTES = 1 << 34  # of a decoded page of ours; nothing of that size is allocated
 
 
 def find_raw_files(root: Path) -> list[Path]:
@@ -80,6 +83,8 @@ def is_frame_file(path: Path) -> bool:
 
     Where the name tells nothing, or something else, the first bytes decide.
     """
+    if not path.is_file():
+        return False
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return not is_own_output(path)
     return _starts_as_image(path)
@@ -92,17 +97,31 @@ def is_own_output(path: Path) -> bool:
     starts with ``segbatch``; another person's ``cells_mask.tif`` is a raw file.
     """
     stem = re.sub(r"(\.ome)?\.\w+$", "", path.name, flags=re.IGNORECASE)
-    if not stem.casefold().endswith(OWN_SUFFIXES):
+    if not any(suffix in stem.casefold() for suffix in OWN_SUFFIXES):
         return False
     try:
         file = RawFile(path)
         try:
             header = read_header(file)
-            return read_ifd(file, header, header.first).text(SOFTWARE_TAG).startswith(OWN_SOFTWARE)
+            ifd = read_ifd(file, header, header.first)
+            name, _, rest = ifd.text(SOFTWARE_TAG).partition(" ")
+            if name != OWN_SOFTWARE:
+                return False
+            _, _, check = rest.partition(" ")
+            return not check or check == f"{_strips_crc32(file, ifd):08x}"
         finally:
             file.close()
     except FrameError:
         return False
+
+
+def _strips_crc32(file: RawFile, ifd: Ifd) -> int:
+    """Return the check sum of a page's compressed strips; 0 where they are no bounded few."""
+    page = read_page(ifd, _LARGEST_OWN_BYTES)
+    check = 0
+    for offset, count in zip(page.offsets, page.counts, strict=True):
+        check = zlib.crc32(file.read(offset, count), check)
+    return check
 
 
 def _is_left_out(name: str, beside: list[str]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segbatch import log
 from segbatch.acquire.source import Source, open_source
-from segbatch.errors import FrameError, UnreadableFrameError
+from segbatch.errors import FrameError, StorageError, UnreadableFrameError
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmenter
@@ -25,6 +25,7 @@ from segbatch.service.plan import (
 )
 from segbatch.service.progress import Progress
 from segbatch.service.record.atomic import is_partial, make_folder, remove
+from segbatch.service.record.names import retire
 from segbatch.service.record.recorder import Keep, Recorder
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.single import SingleRecorder
@@ -33,12 +34,15 @@ from segbatch.service.record.stack import (
     StackRecorder,
     copy_published,
     discard_hidden,
+    hidden_files,
+    is_hidden,
     rewrite_lines,
 )
 from segbatch.service.rejudge import Key, Standing, amend, changed
 from segbatch.settings import Settings
 
 MAX_ATTEMPTS = 3  # on a raw file that changes while it is read
+MAX_ROUNDS = 2 * MAX_ATTEMPTS + 2  # of journeys and renewals, which may call for each other
 FRAME_AND_MASK = 1.5  # memory of a 16-bit frame and its 8-bit mask, in frames
 _logger = log.get_logger(__name__)
 
@@ -81,12 +85,17 @@ class Batch:
         self._settings, self._segmenter = settings, segmenter
         self._stop, self._progress = stop, progress
         self._judge = Judge(settings.quality)
-        self._pipeline = Pipeline(self._judge, segmenter, settings.result_sha256())
+        self._pipeline = Pipeline(
+            self._judge, segmenter, settings.result_sha256(), self._require_same_folder
+        )
+        self._folder_id = _identity(root)
         self._ledger = Ledger(model, settings, self.open_raw)
         self._tickets = 0
         self._again: list[PlannedFile] = []
+        self._half_done: set[Path] = set()
         self.standing: dict[Key, Standing] = {}
         self.done_now: set[Key] = set()
+        self.verdicts_changed: Counter[str] = Counter()
         self.files: list[PlannedFile] = []
 
     def open_raw(self, raw: Path) -> Source:
@@ -135,15 +144,33 @@ class Batch:
         """
         self._tidy()
         pending = self.todo
-        mended = False
-        while not self._stop.is_set() and (pending or not mended):
+        for _ in range(MAX_ROUNDS):
             if pending:
                 self._segmenter()
                 self._run(self._journeys(pending))
-            if not self._again and not self._stop.is_set():
-                self._run(self._renewals(changed(self._judge.settle(), self.standing)))
-                mended = True
+            if not self._again:
+                changes = changed(self._judge.settle(), self.standing)
+                if self._stop.is_set() or not (changes or self._to_retry()):
+                    return
+                self._run(self._renewals(changes))
             pending, self._again = self._again, []
+
+    def _to_retry(self) -> list[PlannedFile]:
+        """Return the finished stacks with frames that failed before this run."""
+        return [
+            file
+            for file in self.files
+            if file.retry and file.complete and not file.unreadable and self._is_asked_for(file)
+        ]
+
+    def _require_same_folder(self) -> None:
+        """Raise StorageError where the folder is not the one that the run began in."""
+        if _identity(self._root) != self._folder_id:
+            raise StorageError(
+                f"{self._root} is gone, or another folder stands in its place",
+                "the folder that the run began in",
+                "bring it back (is the drive or share still mounted?), then run again",
+            )
 
     def _is_asked_for(self, file: PlannedFile) -> bool:
         return self._only is None or file.raw in self._only
@@ -155,15 +182,23 @@ class Batch:
         """Clear away what an interrupted run left, and bring touched records up to date."""
         for folder in {file.names.folder for file in self.files}:
             make_folder(folder)
-            partial = [path for path in folder.iterdir() if is_partial(path)]
+            names = list(folder.iterdir())
+            self._half_done.update(path for path in names if is_hidden(path))
+            partial = [path for path in names if is_partial(path)]
             for path in partial:
                 remove(path)
             if partial:
                 _logger.info("removed what an interrupted run was writing", files=len(partial))
         for file in self.files:
-            if self._settings.redo and self._is_asked_for(file):
+            if not self._is_asked_for(file):
+                continue
+            for old in file.names.superseded:
+                retire(old)
+                discard_hidden(old)
+            left = not self._half_done.isdisjoint(hidden_files(file.names))
+            if left and (self._settings.redo or file.complete):
                 discard_hidden(file.names)
-            if file.touched and not file.grown:
+            if file.touched is not None and not file.grown:
                 records = brought_up_to_date(file, read_records(file.names) or [])
                 if file.names.qc_lines.is_file():
                     rewrite_lines(file.names, records)
@@ -174,10 +209,12 @@ class Batch:
         self.standing[key] = Standing.of(record)
         self._pipeline.remember(key, record, measures_of(record))
 
-    def _forget(self, planned: PlannedFile) -> None:
-        keys = [key for key in self.standing if key[0] == planned.index]
+    def _forget(self, file: OpenFile) -> None:
+        index = file.planned.index
+        keys = {key for key in self.standing if key[0] == index}
+        keys |= {(index, page) for page in range(file.source.frame_count if file.source else 1)}
         for key in keys:
-            del self.standing[key]
+            self.standing.pop(key, None)
             self.done_now.discard(key)
         self._pipeline.forget(keys)
 
@@ -193,6 +230,8 @@ class Batch:
 
     def _note(self, journey: Journey, record: QcRecord) -> None:
         self.standing[journey.key] = Standing.of(record)
+        if record is journey.previous:
+            return  # failed before, and again
         self.done_now.add(journey.key)
         self._progress.note(record)
 
@@ -219,6 +258,8 @@ class Batch:
         except FrameError as error:
             return OpenFile(planned, None, single, 1), 0, error
         if not source.is_stack:
+            if not self._half_done.isdisjoint(hidden_files(planned.names)):
+                discard_hidden(planned.names)  # of a time when it was a stack
             return OpenFile(planned, source, single, source.frame_count), 0, None
         recorder = self._open_stack(planned, source.frame_count)
         first = recorder.next_page
@@ -255,7 +296,8 @@ class Batch:
         pixel_hash: str | None = None,
     ) -> Assignment:
         planned = file.planned
-        patching = isinstance(file.recorder, StackPatcher)
+        # A stack that is published keeps the products that it was published with.
+        published = isinstance(file.recorder, StackPatcher) or planned.grown
         names = planned.names
         journey = Journey(
             raw=planned.raw,
@@ -266,11 +308,10 @@ class Batch:
             recorder=file.recorder,
             verdict=verdict,
             pixel_hash=pixel_hash,
-            # A patched stack keeps the products that it was published with.
             probabilities=names.probabilities.exists()
-            if patching
+            if published
             else self._settings.save_probabilities,
-            labels=names.labels.exists() if patching else self._settings.save_labels,
+            labels=names.labels.exists() if published else self._settings.save_labels,
             previous=planned.retry.get(page),
             open_error=open_error,
         )
@@ -287,7 +328,7 @@ class Batch:
                 planned.attempts += 1
                 planned.retry = {}
                 planned.grown = False
-                self._forget(planned)
+                self._forget(file)
                 self._again.append(planned)
             else:
                 file.recorder.finish(file.source.grid_axes() if file.source is not None else None)
@@ -307,8 +348,9 @@ class Batch:
 
     def _renewals(self, changes: dict[int, dict[int, Verdict]]) -> Iterator[Assignment]:
         """Bring the records to the final verdicts: most are amended, some frames go again."""
+        to_retry = self._to_retry()
         for file in self.files:
-            retry = set(file.retry) if file.complete and not file.unreadable else set()
+            retry = set(file.retry) if file in to_retry else set()
             if file.index in changes or retry:
                 yield from self._renew(file, changes.get(file.index, {}), retry)
 
@@ -316,6 +358,11 @@ class Batch:
         self, planned: PlannedFile, verdicts: dict[int, Verdict], retry: set[int]
     ) -> Iterator[Assignment]:
         records = read_records(planned.names) or []
+        for page, verdict in verdicts.items():
+            before, after = records[page], amend(records[page], verdict)
+            if (before.outcome, before.reasons) != (after.outcome, after.reasons):
+                told_of = (" ".join(r.reasons) or "segmented" for r in (before, after))
+                self.verdicts_changed[" -> ".join(told_of)] += 1
         again = retry | {
             page
             for page, verdict in verdicts.items()
@@ -343,3 +390,11 @@ class Batch:
             wanted = records[page].frame.pixel_hash if page in verdicts else None
             yield self._assign(file, page, verdict=verdicts.get(page), pixel_hash=wanted)
         planned.retry = {}
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        there = folder.stat()
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino

@@ -51,10 +51,17 @@ def process_command(
                     worst = error if worst is None else max(worst, error, key=_exit_code)
         finally:
             process.close()
-    if reports or worst is None or as_json:
-        _print(reports, as_json=as_json)
+    if as_json:
+        answer = {"runs": reports, "error": worst.as_dict() if worst is not None else None}
+        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
+    else:
+        for report in reports:
+            _print_table(report)
     if stopper.exit_code is not None:
         return stopper.exit_code
+    if worst is not None and as_json:
+        log.report_error(worst)
+        return worst.exit_code
     if worst is not None:
         raise worst
     return 1 if any(report.failed for report in reports) else 0
@@ -76,14 +83,6 @@ def _preview(process: Process, selections: Sequence[Selection], *, as_json: bool
             f"{preview['frames_done']} frames done" + (f", stale: {stale}" if stale else "")
         )
     return 0
-
-
-def _print(reports: Sequence[RunReport], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(reports), indent=2))
-        return
-    for report in reports:
-        _print_table(report)
 
 
 def _print_table(report: RunReport) -> None:
@@ -113,6 +112,8 @@ def _print_table(report: RunReport) -> None:
         f"this run: {done['frames']} frames in {done['seconds']:.1f} s "
         f"({done['frames_per_s'] or 0:.1f} frames/s), {done['frames_done_before']} done before{by}"
     )
+    for change, count in done["verdicts_changed"].items():
+        click.echo(f"judged again with the whole run: {count} {change}")
     for line in report.failed[:FAILED_SHOWN]:
         click.secho(f"failed: {line}", fg="red")
     if len(report.failed) > FAILED_SHOWN:

@@ -20,7 +20,7 @@ from segbatch.infer.engine.door import open_model
 from segbatch.infer.segment import Segmenter
 from segbatch.settings import Settings
 
-Standing = Literal["ok", "note", "missing"]
+Standing = Literal["ok", "note", "fault"]
 _NEEDED = ("numpy", "tifffile", "imagecodecs", "opencv-python-headless", "onnxruntime", "openvino")
 _EXTRAS = {
     "torch": "learn",
@@ -32,7 +32,7 @@ LOW_DISK_GIB = 5.0
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing looked at: ``missing`` means that `process` cannot work."""
+    """One thing looked at: ``fault`` means that `process` cannot work."""
 
     what: str
     standing: Standing
@@ -46,13 +46,13 @@ def doctor_command(paths: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2))
     else:
-        colours = {"ok": "green", "note": "yellow", "missing": "red"}
+        colours = {"ok": "green", "note": "yellow", "fault": "red"}
         for finding in findings:
             mark = click.style(f"{finding.standing:8}", fg=colours[finding.standing])
             click.echo(f"{mark}{finding.what}: {finding.found}")
             if finding.remedy:
                 click.echo(f"{'':8}remedy: {finding.remedy}")
-    return 1 if any(finding.standing == "missing" for finding in findings) else 0
+    return 1 if any(finding.standing == "fault" for finding in findings) else 0
 
 
 def machine() -> Iterator[Finding]:
@@ -73,7 +73,7 @@ def packages() -> Iterator[Finding]:
         version = _version(name)
         yield Finding(
             what=name,
-            standing="ok" if version else "missing",
+            standing="ok" if version else "fault",
             found=version or "not installed",
             remedy="" if version else "install segbatch again: pip install segbatch",
         )
@@ -100,7 +100,7 @@ def engines() -> Iterator[Finding]:
             reference = engine == "onnxruntime"
             yield Finding(
                 what=f"engine {engine}",
-                standing="missing" if reference else "note",
+                standing="fault" if reference else "note",
                 found=error.got,
                 remedy=error.remedy or "--engine auto uses another engine",
             )
@@ -111,9 +111,8 @@ def folders(paths: Sequence[str]) -> Iterator[Finding]:
     for text in paths:
         path = Path(text)
         if not path.is_dir():
-            yield Finding(
-                what=text, standing="missing", found="no such folder", remedy="check the path"
-            )
+            found = "a file, not a folder" if path.exists() else "no such folder"
+            yield Finding(what=text, standing="fault", found=found, remedy="check the path")
             continue
         free_gib = shutil.disk_usage(path).free / 2**30
         try:
@@ -122,7 +121,7 @@ def folders(paths: Sequence[str]) -> Iterator[Finding]:
         except OSError as error:
             yield Finding(
                 what=text,
-                standing="missing",
+                standing="fault",
                 found=f"cannot be written: {error.strerror}",
                 remedy="write elsewhere with --out DIR, or give this user the permission",
             )

@@ -27,7 +27,7 @@ from segbatch.frame import Frame, gray, hash_pixels
 from segbatch.infer.quality.measures import Measures, measure
 from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmentation, Segmenter
-from segbatch.service.record.names import told
+from segbatch.service.record.names import printable, told
 from segbatch.service.record.products import LABEL_DTYPE, Products, page_of
 from segbatch.service.record.recorder import Recorder
 from segbatch.service.record.schema import (
@@ -108,6 +108,7 @@ class Pipeline:
         judge: Judge,
         segmenter: Callable[[], Segmenter],
         settings_sha256: str,
+        require_folder: Callable[[], None],
     ) -> None:
         self.turns = Turns()
         self._judge = judge
@@ -115,6 +116,7 @@ class Pipeline:
         self._depths_warned_of: set[int] = set()
         self._segmenter = segmenter
         self._settings_sha256 = settings_sha256
+        self._require_folder = require_folder
 
     def run(self, journey: Journey) -> QcRecord:
         """Take one frame from its file to its outcome on disk, and return the record.
@@ -132,19 +134,21 @@ class Pipeline:
             frame = self._read(journey)
             judged = self._judge_frame(journey, frame)
             segmentation = self._segment(journey, frame, judged)
+            products = _compress(journey, frame, segmentation)
         except ChangedFrameError as error:
             raise RawChangedError(str(error)) from error
         except (FrameError, EngineError) as error:
             return self._record_failure(journey, frame, judged, error)
         finally:
             self.turns.passed(journey.ticket)
-        return self._record(journey, frame, judged, segmentation)
+        return self._record(journey, frame, judged, segmentation, products)
 
     def engine_works(self) -> bool:
         """Tell whether the engine still segments a frame that cannot be at fault."""
         try:
             self._segmenter().segment(np.zeros(_TRIAL_SHAPE, np.uint16), 16)
-        except EngineError:
+        except Exception:
+            _logger.exception("the engine fails on a blank frame")
             return False
         return True
 
@@ -175,12 +179,11 @@ class Pipeline:
                 ) from error
 
     def _judge_frame(self, journey: Journey, frame: Frame) -> Judged:
-        with journey.timed("judge"):
+        with journey.timed("judge"), _faults_of_one_frame(journey):
             pixel_hash = hash_pixels(frame.pixels)
             if journey.pixel_hash not in (None, pixel_hash):
                 raise RawChangedError(f"{journey.raw} has other pixels than were judged")
-            with _faults_of_one_frame(journey):
-                measures = measure(gray(frame.pixels), frame.ceiling)
+            measures = measure(gray(frame.pixels), frame.ceiling)
             if measures.ceiling_exceeded:
                 self._warn_of_depth(frame, measures)
             verdict = journey.verdict
@@ -219,42 +222,20 @@ class Pipeline:
             )
 
     def _record(
-        self, journey: Journey, frame: Frame, judged: Judged, segmentation: Segmentation | None
+        self,
+        journey: Journey,
+        frame: Frame,
+        judged: Judged,
+        segmentation: Segmentation | None,
+        products: Products | None,
     ) -> QcRecord:
         _require_unchanged(journey, frame)
-        start = time.perf_counter()
-        products = mask = None
-        if segmentation is not None:
-            products = Products(
-                mask=page_of(segmentation.mask),
-                probabilities=(
-                    page_of(segmentation.probabilities)
-                    if segmentation.probabilities is not None
-                    else None
-                ),
-                labels=(
-                    page_of(segmentation.labels.astype(LABEL_DTYPE))
-                    if segmentation.labels is not None
-                    else None
-                ),
-                pixel_size_um=frame.acquisition.pixel_size_um,
-            )
-            mask = MaskInfo(
-                file="",
-                page=0,
-                foreground_fraction=segmentation.foreground_fraction,
-                object_count=segmentation.object_count,
-                object_area_px_median=segmentation.object_area_px_median,
-                mean_confidence=segmentation.mean_confidence,
-                mean_entropy=segmentation.mean_entropy,
-            )
-        journey.timing_ms["record"] = round((time.perf_counter() - start) * 1e3, 3)
         record = QcRecord(
             frame=_frame_info(journey, frame, judged),
             outcome="segmented" if segmentation is not None else "rejected",
             reasons=[cast("Reason", reason) for reason in judged.verdict.reasons],
             quality=judged.quality,
-            mask=mask,
+            mask=_mask_info(segmentation) if segmentation is not None else None,
             model=self._model_info() if segmentation is not None else None,
             settings_sha256=self._settings_sha256,
             software=SOFTWARE,
@@ -271,8 +252,9 @@ class Pipeline:
         judged: Judged | None,
         error: FrameError | EngineError,
     ) -> QcRecord:
+        self._require_folder()
         previous = journey.previous
-        text = str(error)
+        text = printable(str(error))
         if previous is not None and previous.error == text:
             return previous
         reason: Reason = error.reason if isinstance(error, FrameError) else "engine-error"
@@ -300,6 +282,36 @@ class Pipeline:
             precision=info.precision,
             manifest_sha256=info.manifest_sha256,
         )
+
+
+def _compress(journey: Journey, frame: Frame, segmentation: Segmentation | None) -> Products | None:
+    if segmentation is None:
+        return None
+    with journey.timed("record"), _faults_of_one_frame(journey):
+        return _products_of(frame, segmentation)
+
+
+def _products_of(frame: Frame, segmentation: Segmentation) -> Products:
+    probabilities, labels = segmentation.probabilities, segmentation.labels
+    return Products(
+        mask=page_of(segmentation.mask),
+        probabilities=page_of(probabilities) if probabilities is not None else None,
+        labels=page_of(labels.astype(LABEL_DTYPE)) if labels is not None else None,
+        pixel_size_um=frame.acquisition.pixel_size_um,
+    )
+
+
+def _mask_info(segmentation: Segmentation) -> MaskInfo:
+    """Return what the record says of a mask; its file and page are filled in when it is written."""
+    return MaskInfo(
+        file="",
+        page=0,
+        foreground_fraction=segmentation.foreground_fraction,
+        object_count=segmentation.object_count,
+        object_area_px_median=segmentation.object_area_px_median,
+        mean_confidence=segmentation.mean_confidence,
+        mean_entropy=segmentation.mean_entropy,
+    )
 
 
 def group_of(frame: Frame) -> str:
@@ -330,7 +342,7 @@ def _faults_of_one_frame(journey: Journey) -> Iterator[None]:
     """Let an error that nobody foresaw cost this frame, and say all that is known of it."""
     try:
         yield
-    except SegbatchError:
+    except (SegbatchError, RawChangedError):
         raise
     except Exception as error:
         _logger.exception("unexpected error", file=str(journey.raw), page=journey.page)

@@ -15,7 +15,7 @@ from segbatch.frame import hash_pixels
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.measures import Measures
 from segbatch.service.record import schema
-from segbatch.service.record.names import OutputNames, assign, displaced, told
+from segbatch.service.record.names import OutputNames, assign, displaced, is_mask_of_ours, told
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.stack import read_lines
 from segbatch.settings import Settings
@@ -43,7 +43,8 @@ class PlannedFile:
     unreadable
         Why the raw cannot be compared with its results now; they stay.
     touched
-        Same pixels, new time stamp or size: the records are brought up to date.
+        Size and time stamp of a raw that has the pixels of its records, but not these: the
+        records are brought up to date.
     attempts
         How often the file changed under our hands.
     """
@@ -57,7 +58,7 @@ class PlannedFile:
     grown: bool = False
     stale: str | None = None
     unreadable: str | None = None
-    touched: bool = False
+    touched: tuple[int, int] | None = None
     attempts: int = 0
 
 
@@ -73,7 +74,13 @@ class Ledger:
 
     def look_up(self, file: PlannedFile) -> list[QcRecord]:
         """Find out what is known of a file; return the published records that count."""
-        records = read_records(file.names)
+        try:
+            records = read_records(file.names)
+        except OSError as error:
+            # An outcome is there that may not be seen: leave it, and say so.
+            file.unreadable = f"{error.filename} cannot be read ({error.strerror})"
+            file.complete = True
+            return []
         if records is None:
             return []
         if not records:
@@ -125,7 +132,7 @@ class Ledger:
         )
 
     def _why_missing(self, file: PlannedFile, records: Sequence[QcRecord]) -> str | None:
-        if not any(record.mask for record in records):
+        if not (any(record.mask for record in records) or file.names.qc_lines.is_file()):
             return None
         wanted = [file.names.mask]
         wanted += [file.names.probabilities] * self._settings.save_probabilities
@@ -134,18 +141,25 @@ class Ledger:
         return f"no {gone[0].stem.rpartition('_')[2].removesuffix('.ome')} file" if gone else None
 
     def _compare_with_raw(self, file: PlannedFile, records: Sequence[QcRecord]) -> None:
-        """Let the pixels decide where the time stamp or the size is another."""
-        if not self.has_changed(file.raw, records):
+        """Let the pixels decide where the time stamp or the size is another.
+
+        A stack is opened in any case: its log must have a line for every frame.
+        """
+        stack = file.names.qc_lines.is_file()
+        changed = self.has_changed(file.raw, records)
+        if not (stack or changed):
             return
         try:
             with self._opener(file.raw) as source:
+                if not changed and len(records) == source.frame_count:
+                    return
                 same = len(records) <= source.frame_count and all(
                     record.outcome == "failed"
                     or record.frame.pixel_hash == hash_pixels(source.read(page).pixels)
                     for page, record in enumerate(records)
                 )
-                file.grown = same and len(records) < source.frame_count
-                grown_from_one = file.grown and not file.names.qc_lines.is_file()
+                longer = len(records) < source.frame_count
+                now = source.size_and_mtime_ns
         except FrameError as error:
             if isinstance(error.__cause__, OSError):
                 # The system says no, the file says nothing: results are not thrown away for that.
@@ -153,10 +167,11 @@ class Ledger:
             elif any(record.outcome != "failed" for record in records):
                 file.stale = "raw file changed"
             return
-        if not same or grown_from_one:
+        if not same or (longer and not stack):
             file.stale = "raw file changed"
         else:
-            file.touched = True
+            file.grown = longer
+            file.touched = now if changed else None
 
 
 def plan_files(
@@ -175,6 +190,7 @@ def plan_files(
         results that are there count.
     """
     by_folder: dict[Path, list[Path]] = {}
+    raws = [raw for raw in raws if not is_mask_of_ours(raw, folder_for(raw))]
     for raw in raws:
         by_folder.setdefault(raw.parent, []).append(raw)
     names: dict[Path, OutputNames] = {}
@@ -183,21 +199,17 @@ def plan_files(
     return [
         PlannedFile(raw, index, names[raw])
         for index, raw in enumerate(raws)
-        if only is None or raw in only or read_records(names[raw])
+        if only is None or raw in only or names[raw].qc.exists() or names[raw].qc_lines.exists()
     ]
 
 
 def read_records(names: OutputNames) -> list[QcRecord] | None:
-    """Read the published records of a file: None without a log, empty where it cannot be read."""
-    try:
-        if names.qc_lines.is_file():
-            return read_lines(names.qc_lines) or []
-        if names.qc.is_file():
-            record = schema.decode(names.qc.read_bytes())
-            return [record] if record is not None else []
-    except OSError as error:
-        _logger.warning("QC log cannot be read", file=str(names.qc), why=str(error))
-        return []
+    """Read the published records of a file: None without a log, empty where it makes no sense."""
+    if names.qc_lines.is_file():
+        return read_lines(names.qc_lines) or []
+    if names.qc.is_file():
+        record = schema.decode(names.qc.read_bytes())
+        return [record] if record is not None else []
     return None
 
 
@@ -213,14 +225,14 @@ def measures_of(record: QcRecord) -> Measures | None:
 
 
 def brought_up_to_date(file: PlannedFile, records: Sequence[QcRecord]) -> list[QcRecord]:
-    """Return records with the raw's present time stamp and size."""
-    there = file.raw.stat()
+    """Return records with the size and time stamp that the raw was compared at."""
+    if file.touched is None:
+        return list(records)
+    size_bytes, mtime_ns = file.touched
     return [
         msgspec.structs.replace(
             record,
-            frame=msgspec.structs.replace(
-                record.frame, size_bytes=there.st_size, mtime_ns=there.st_mtime_ns
-            ),
+            frame=msgspec.structs.replace(record.frame, size_bytes=size_bytes, mtime_ns=mtime_ns),
         )
         for record in records
     ]

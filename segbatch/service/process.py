@@ -27,7 +27,7 @@ from segbatch.service.plan import read_records
 from segbatch.service.progress import Progress
 from segbatch.service.record.atomic import make_folder
 from segbatch.service.record.lock import folder_lock
-from segbatch.service.record.names import told
+from segbatch.service.record.names import printable, told
 from segbatch.service.record.runfiles import RUN_FILE, Counts, FramesTable, write_run_file
 from segbatch.service.record.schema import QcRecord, now
 from segbatch.service.record.stack import read_journal
@@ -81,12 +81,14 @@ def select(paths: Sequence[str]) -> list[Selection]:
     """
     whole: dict[Path, Path] = {}
     single: dict[Path, set[Path]] = {}
+    folders: dict[Path, Path] = {}  # the spelling under which each was named first
     for text in paths:
         for path in _matches(text):
             if path.is_dir():
                 whole.setdefault(path.resolve(), path)
             elif is_frame_file(path):
-                single.setdefault(path.parent, set()).add(path)
+                folder = folders.setdefault(path.parent.resolve(), path.parent)
+                single.setdefault(folder, set()).add(folder / path.name)
             else:
                 _logger.debug("left out: no frame, or written by segbatch", file=str(path))
     selections = [Selection(root=root, raws=find_raw_files(root)) for root in whole.values()]
@@ -102,7 +104,7 @@ def select(paths: Sequence[str]) -> list[Selection]:
             "TIFF or PNG files that segbatch did not write itself",
             "check the path, or try it on a simulated run: segbatch simulate run --frames 20",
         )
-    _refuse_nested([selection.root for selection in selections])
+    _refuse_nested(list(whole.values()))
     return selections
 
 
@@ -223,8 +225,8 @@ class Process:
         seconds = time.monotonic() - start
         frames = len(batch.done_now)
         return RunReport(
-            folder=str(selection.root.resolve()),
-            out=str(self._out_root(selection.root)),
+            folder=printable(str(selection.root.resolve())),
+            out=printable(str(self._out_root(selection.root))),
             state=state,
             counts=Counts(),
             this_run={
@@ -233,6 +235,7 @@ class Process:
                 "frames_per_s": round(frames / seconds, 3) if seconds else None,
                 "frames_done_before": batch.frames_done,
                 "stale": dict(batch.stale),
+                "verdicts_changed": dict(batch.verdicts_changed),
             },
             failed=[],
             files={},
@@ -249,8 +252,11 @@ class Process:
         table = FramesTable(Measures.__struct_fields__)
         path = table.write(out_root, selection.root, _rows(selection.root, batch))
         report.counts, report.failed = table.counts, table.failed
-        report.failed += [f"{f.raw.name}: {f.unreadable}" for f in batch.files if f.unreadable]
-        report.files = {"frames": str(path), "run": str(out_root / RUN_FILE)}
+        report.failed += [f"{told(f.raw)}: {f.unreadable}" for f in batch.files if f.unreadable]
+        report.files = {
+            "frames": printable(str(path)),
+            "run": printable(str(out_root / RUN_FILE)),
+        }
         write_run_file(out_root, msgspec.to_builtins(report))
 
     def _model_report(self) -> dict[str, Any]:
@@ -270,11 +276,11 @@ def _refuse_results_of_another(root: Path, out_root: Path) -> None:
     try:
         earlier = msgspec.json.decode(run_file.read_bytes(), type=_EarlierRun)
     except FileNotFoundError:
-        write_run_file(out_root, {"folder": str(root.resolve()), "state": "running"})
+        write_run_file(out_root, {"folder": printable(str(root.resolve())), "state": "running"})
         return
     except (OSError, msgspec.DecodeError):
         return
-    if earlier.folder != str(root.resolve()):
+    if earlier.folder != printable(str(root.resolve())):
         raise UsageError(
             f"{out_root} holds the results of {earlier.folder}",
             f"a folder for the results of {root} alone",
@@ -290,7 +296,9 @@ def _rows(root: Path, batch: Batch) -> Iterator[tuple[str, QcRecord]]:
     """Yield the outcomes that count, those of half-done stacks too."""
     for file in batch.files:
         name = file.raw.relative_to(root).parent / told(file.raw)
+        if file.unreadable is not None and not file.frames_done:
+            continue  # its log may not be read
         records = read_records(file.names) or read_journal(file.names)
         for page, record in enumerate(records):
             if (file.index, page) in batch.standing:
-                yield os.fspath(name), record
+                yield printable(os.fspath(name)), record

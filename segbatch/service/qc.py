@@ -29,8 +29,7 @@ def qc_command(paths: Sequence[str], settings: Settings, *, as_json: bool) -> in
     for selection in select(paths):
         lines += list(judge_all(selection, settings))
     if as_json:
-        for line in lines:
-            click.echo(msgspec.json.encode(line))
+        click.echo(msgspec.json.format(msgspec.json.encode(lines), indent=2))
     else:
         _print_table(lines)
     return 1 if any(line["outcome"] == "failed" for line in lines) else 0

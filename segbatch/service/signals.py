@@ -19,11 +19,13 @@ class Stopper:
 
     def __init__(self) -> None:
         self.event = threading.Event()
+        self._signals = 0
         self.exit_code: int | None = None
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         # Nothing here may wait for a lock: the code that was interrupted may hold it.
-        if self.event.is_set():
+        self._signals += 1
+        if self._signals > 1:
             discard_live_partials()
             if os.isatty(2):
                 os.write(2, _SHOW_CURSOR)  # a progress bar hides it

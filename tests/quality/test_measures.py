@@ -113,6 +113,20 @@ def test_focus_falls_with_blur() -> None:
         assert all(a is not None and b is not None and a > b + 0.4 for a, b in pairwise(found))
 
 
+def test_the_least_sharp_third_is_no_sharper_than_the_median() -> None:
+    """Where all objects are alike both agree; where a third is blurred only its own value falls."""
+    alike = measure(beads(8, count=120, noise=1), CEILING)
+    part = beads(8, count=120, noise=1)
+    part[:150] = beads(9, count=45, blur_px=3, noise=1, shape=(150, 520))
+    mixed = measure(part, CEILING)
+    assert alike.focus is not None
+    assert alike.focus_least_third is not None
+    assert alike.focus - 1.5 < alike.focus_least_third <= alike.focus
+    assert mixed.focus == pytest.approx(alike.focus, abs=0.4)
+    assert mixed.focus_least_third is not None
+    assert mixed.focus_least_third < alike.focus_least_third - 1
+
+
 def test_a_dense_texture_has_structure_everywhere() -> None:
     """A frame without background has structure in nearly every cell."""
     fraction = measure(texture(9), CEILING).structure_fraction

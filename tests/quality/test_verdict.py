@@ -100,6 +100,40 @@ def test_a_stack_through_focus_keeps_its_sharp_frames() -> None:
     assert all(not found[i] for i in (11, 12, 13))
 
 
+def test_a_specimen_of_several_depths_is_blurred_when_focus_leaves_it() -> None:
+    """A frame is blurred in which one depth is sharp and the others lost more than usual."""
+
+    def strips(seed: int, blurs: tuple[float, float, float]) -> NDArray[np.uint16]:
+        parts = [
+            beads(3 * seed + i, blur_px=blur, count=60, shape=(160, 520), noise=1)
+            for i, blur in enumerate(blurs)
+        ]
+        return np.concatenate(parts)
+
+    frames = [strips(i, (1.2, 0.6, 1.2)) for i in range(12)]
+    frames[6:6] = [strips(50, (0.6, 1.8, 3.2))]
+    judge = Judge(QualitySettings())
+    for key, frame in enumerate(frames):
+        judge.judge(key, measure(frame, CEILING), str(key), "")
+    verdicts = list(judge.settle().values())
+    assert [i for i, verdict in enumerate(verdicts) if not verdict.accepted] == [6]
+    assert [rule.rule for rule in verdicts[6].rules if rule.failed] == ["third-below-run"]
+
+
+def test_a_few_objects_adrift_are_no_blur() -> None:
+    """Where most objects are as sharp as in the run, a blurred third is excused and recorded."""
+    frames = good()
+    adrift = np.maximum(beads(70), beads(71, count=8, blur_px=4, peak=900))
+    frames[6:6] = [adrift]
+    judge = Judge(QualitySettings())
+    for key, frame in enumerate(frames):
+        judge.judge(key, measure(frame, CEILING), str(key), "")
+    verdict = judge.settle()[6]
+    rules = {rule.rule: rule for rule in verdict.rules}
+    assert verdict.accepted
+    assert rules["third-below-run"].excused_by == "the median object is sharp"
+
+
 def test_a_run_that_is_blurred_throughout_is_not_taken_for_normal() -> None:
     """The fixed limit rejects frames that are all equally far out of focus."""
     found = settle([beads(i, count=200, blur_px=12, noise=0.5) for i in range(12)])
@@ -160,7 +194,7 @@ def test_every_rule_is_recorded() -> None:
     """A verdict names each rule with its value and threshold, also where an earlier one failed."""
     verdict = judge_alone(unfinished())
     names = [rule.rule for rule in verdict.rules]
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 15
     order = ["torn", "duplicate", "overexposed", "underexposed", "empty", "noisy", "blurred"]
     assert list(dict.fromkeys(rule.reason for rule in verdict.rules)) == order
     failed = [rule for rule in verdict.rules if rule.failed]

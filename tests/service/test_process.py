@@ -67,9 +67,11 @@ def test_every_record_tells_the_rules_that_decided(processed: Path) -> None:
 
 def test_json_stands_alone_on_stdout(processed: Path) -> None:
     """With --json stdout is one JSON document whose counts are conserved."""
-    (report,) = json.loads((processed.parent / "stdout.json").read_text())
+    answer = json.loads((processed.parent / "stdout.json").read_text())
+    (report,) = answer["runs"]
     counts = report["counts"]
 
+    assert answer["error"] is None
     assert report["state"] == "complete"
     assert counts["frames"] == 12
     assert counts["segmented"] + counts["rejected"] + counts["failed"] == 12
@@ -300,7 +302,7 @@ def test_qc_judges_and_writes_nothing(good_run: Path, tmp_path: Path) -> None:
     shutil.copytree(good_run, tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     done = runs.segbatch("qc", tmp_path / "run", "--json")
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line]
+    lines = json.loads(done.stdout)
     kinds = json.loads((good_run / "simulated.json").read_text())["frames"]
 
     assert done.returncode == 0

@@ -107,6 +107,8 @@ def open_model(path: str | Path) -> Model:
     manifest_file = named.with_suffix(".json")
     if named != manifest_file and not named.is_file():
         raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
+    if named == manifest_file and not named.is_file():
+        raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
     if not manifest_file.is_file():
         raise ModelError(
             f"model {named} without its manifest {manifest_file.name}",

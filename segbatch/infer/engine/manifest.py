@@ -123,6 +123,12 @@ def load_model(manifest_file: Path) -> Model:
             "a plain file name, of a network in the manifest's folder",
             "put the network beside its manifest",
         )
+    if manifest.output == "sigmoid" and len(manifest.classes) != 1:
+        raise ModelError(
+            f"manifest {manifest_file} names {len(manifest.classes)} classes with output sigmoid",
+            "one class; several need output softmax",
+            "correct the manifest",
+        )
     network = manifest_file.parent / manifest.file
     try:
         found = hashlib.sha256(network.read_bytes()).hexdigest()

@@ -65,6 +65,8 @@ class Measures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     focus
         Base-2 logarithm of the energy at wavelengths of 8 to 16 px over that at
         32 to 64 px, noise subtracted, of the median object: higher is sharper.
+    focus_least_third
+        Mean of the same over the least sharp third of the objects.
     fine_snr
         Energy at 8 to 16 px over the noise's own there: whether there is fine structure at all.
     zero_tail_rows
@@ -95,6 +97,7 @@ class Measures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     signal: float | None
     snr: float | None
     focus: float | None
+    focus_least_third: float | None
     fine_snr: float | None
     zero_tail_rows: int
     tear_row: int | None
@@ -160,6 +163,7 @@ def measure(pixels: NDArray[Any], ceiling: int | None) -> Measures:
         signal=found.signal,
         snr=None if found.signal is None or not noise else found.signal / noise,
         focus=found.focus,
+        focus_least_third=found.focus_least_third,
         fine_snr=found.fine_snr,
         zero_tail_rows=zero_rows,
         tear_row=tear.row,

@@ -80,6 +80,9 @@ class Peers:
         needed = settings.warm_up_frames
         members = list(group)
         self.focus = _focus_level([m.focus for m in members if m.focus is not None], needed)
+        self.least_third = _focus_level(
+            [m.focus_least_third for m in members if m.focus_least_third is not None], needed
+        )
         signal = [m.signal for m in members if m.signal is not None]
         self.signals = len(signal)
         self.signal = float(np.median(signal)) if len(signal) >= needed else None
@@ -143,6 +146,7 @@ def judge_by_rules(m: Measures, repeated: bool, peers: Peers, s: QualitySettings
     without_detail = m.fine_snr is not None and m.fine_snr < s.fine_snr
     blur = [
         _focus_below_run(m, peers, s),
+        _third_below_run(m, peers, s),
         _faded_below_run(m, peers, s, without_detail),
         _limit("no-focus", "blurred", m, "focus", s.focus_octaves),
     ]
@@ -254,14 +258,39 @@ def _focus_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
     if level is not None:
         drop = max(s.blur_z * level.spread, s.blur_drop_octaves)
         limit = level.reference - min(drop, s.blur_drop_most_octaves)
+    return _sharpness("focus-below-run", "focus", m.focus, level, limit)
+
+
+def _third_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
+    """Compare the least sharp third of the objects with that of the group's sharp frames.
+
+    A specimen deeper than the depth of field always has something in focus, wherever
+    focus is: the median object hardly tells, those farthest from focus do. A few
+    objects adrift are no blur, so the median must have fallen by half its own limit.
+    """
+    level, value = peers.least_third, m.focus_least_third
+    limit = None
+    if level is not None:
+        limit = level.reference - max(s.blur_third_z * level.spread, s.blur_third_drop_octaves)
+    rule = _sharpness("third-below-run", "focus_least_third", value, level, limit)
+    if peers.focus is None or m.focus is None:
+        return rule
+    if m.focus >= peers.focus.reference - s.blur_drop_octaves / 2:
+        return _excuse(rule, "the median object is sharp")
+    return rule
+
+
+def _sharpness(
+    rule: str, measure: str, value: float | None, level: _Level | None, limit: float | None
+) -> Rule:
     return Rule(
-        rule="focus-below-run",
+        rule=rule,
         reason="blurred",
-        measure="focus",
-        value=m.focus,
+        measure=measure,
+        value=value,
         side="below",
         threshold=limit,
-        failed=m.focus is not None and limit is not None and m.focus < limit,
+        failed=value is not None and limit is not None and value < limit,
         compared_with="group",
         frames=level.frames if level else None,
         reference=level.reference if level else None,

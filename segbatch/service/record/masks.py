@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -89,6 +90,12 @@ def write_pages(
     if pixel_size_um:
         per_cm = 1e4 / pixel_size_um
         extra |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+    check = 0
+    if pages:
+        shape, strips = pages[0]
+        first = list(strips)
+        check = zlib.crc32(b"".join(first))
+        pages = [(shape, iter(first)), *pages[1:]]
     total = sum(int(np.prod(shape)) for shape, _ in pages) * dtype.itemsize
     with tifffile.TiffWriter(
         handle, bigtiff=total > 2**32 - 2**25, ome=ome_axes is not None
@@ -96,7 +103,9 @@ def write_pages(
         shared: dict[str, Any] = {
             "dtype": dtype,
             "compression": "adobe_deflate",
-            "software": SOFTWARE,
+            # With the check sum of its first page: a file that another program saves anew
+            # may keep the words, but not the bytes.
+            "software": f"{SOFTWARE} {check:08x}",
             **extra,
         }
         uniform = len({shape for shape, _ in pages}) == 1

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -14,12 +14,13 @@ import msgspec
 from segbatch import log
 from segbatch.acquire.find import is_own_output, natural_key
 from segbatch.errors import StorageError
-from segbatch.service.record.atomic import remove
+from segbatch.service.record.atomic import remove, storage_error
 
 _OME_ENDINGS = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")
 _TIFF_ENDINGS = (".tif", ".tiff", ".btf", ".tf8", ".png")
 # A stem with "_qc.jsonl" and the suffix of a hidden file must fit into 255 bytes.
 _LONGEST_STEM_BYTES = 200
+RETIRED_SUFFIX = ".superseded"
 _HEAD_BYTES = 1 << 16
 _logger = log.get_logger(__name__)
 
@@ -37,12 +38,17 @@ class _Log(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class OutputNames:
-    """Where the results of one raw file go; all of them lie in one folder."""
+    """Where the results of one raw file go; all of them lie in one folder.
+
+    ``superseded`` are names under which results of this raw still stand, and
+    which cannot be used any more because of a file of somebody else.
+    """
 
     raw: Path
     folder: Path
     stem: str
     tail: str
+    superseded: tuple[OutputNames, ...] = ()
 
     @property
     def mask(self) -> Path:
@@ -80,7 +86,12 @@ class OutputNames:
 
 def told(path: Path) -> str:
     """Return a file's name as it stands in records: bytes that are no UTF-8 are escaped."""
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+    return printable(path.name)
+
+
+def printable(text: str) -> str:
+    """Return text that holds names of files with bytes that are no UTF-8 escaped."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def assign(raws: Sequence[Path], folder: Path) -> dict[Path, OutputNames]:
@@ -112,16 +123,18 @@ def assign(raws: Sequence[Path], folder: Path) -> dict[Path, OutputNames]:
     names: dict[Path, OutputNames] = {}
     later = []
     for raw in sorted(raws, key=natural_key):
-        kept = next((c for c in _candidates(raw, folder) if _answers_for(c, raw, there)), None)
-        if kept is not None and taken.isdisjoint(path.name.casefold() for path in kept.all()):
-            names[raw] = kept
-            taken.update(path.name.casefold() for path in kept.all())
+        standing = [c for c in _candidates(raw, folder) if _answers_for(c, raw, there)]
+        kept = [c for c in standing if taken.isdisjoint(p.name.casefold() for p in c.all())]
+        if kept:
+            spoilt = tuple(candidate for candidate in standing if candidate != kept[0])
+            names[raw] = replace(kept[0], superseded=spoilt)
+            taken.update(path.name.casefold() for path in kept[0].all())
         else:
-            later.append(raw)
-    for raw in later:
+            later.append((raw, tuple(standing)))
+    for raw, spoilt in later:
         names[raw] = next(
             (
-                candidate
+                replace(candidate, superseded=spoilt)
                 for candidate in _candidates(raw, folder)
                 if _free(candidate, there, taken) and not _owned(candidate, there)
             ),
@@ -129,6 +142,20 @@ def assign(raws: Sequence[Path], folder: Path) -> dict[Path, OutputNames]:
         ) or _refuse(raw, folder)
         taken.update(path.name.casefold() for path in names[raw].all())
     return names
+
+
+def is_mask_of_ours(raw: Path, folder: Path) -> bool:
+    """Tell a mask that was corrected by hand, and has lost our Software tag, from a raw frame.
+
+    It bears the name of a mask whose QC log, written by segbatch, stands beside it.
+    """
+    stem, _ = _split(raw.name)
+    base, _, kind = stem.rpartition("_")
+    if raw.parent != folder or kind.casefold() not in {"mask", "prob", "labels"}:
+        return False
+    logs = [folder / f"{base}_qc{suffix}" for suffix in (".json", ".jsonl", RETIRED_SUFFIX)]
+    heads = [_head(path) for path in logs if path.is_file()]
+    return any(head is not None and head.frame.file != told(raw) for head in heads)
 
 
 def displaced(names: OutputNames) -> OutputNames:
@@ -140,7 +167,7 @@ def displaced(names: OutputNames) -> OutputNames:
         return names
     for candidate in _candidates(names.raw, names.folder):
         if not any(os.path.lexists(path) for path in candidate.all()):
-            return candidate
+            return replace(candidate, superseded=(*names.superseded, names))
     return _refuse(names.raw, names.folder)
 
 
@@ -155,7 +182,7 @@ def _shortened(stem: str) -> str:
     if len(encoded) <= _LONGEST_STEM_BYTES:
         return stem
     digest = hashlib.blake2b(encoded, digest_size=4).hexdigest()
-    return os.fsdecode(encoded[: _LONGEST_STEM_BYTES - 9]) + "~" + digest
+    return encoded[: _LONGEST_STEM_BYTES - 9].decode("utf-8", "ignore") + "~" + digest
 
 
 def _free(names: OutputNames, there: set[str], taken: set[str]) -> bool:
@@ -166,7 +193,9 @@ def _free(names: OutputNames, there: set[str], taken: set[str]) -> bool:
 
 
 def _answers_for(names: OutputNames, raw: Path, there: set[str]) -> bool:
-    return told(raw) in _owners(names, there)
+    logs = _existing((names.qc, names.qc_lines), there)
+    # A log that may not be read is taken for this raw's: it is not to be written a second time.
+    return told(raw) in _owners(names, there) or any(not os.access(p, os.R_OK) for p in logs)
 
 
 def _owned(names: OutputNames, there: set[str]) -> bool:
@@ -215,11 +244,28 @@ def remove_ours(path: Path) -> None:
             _logger.warning("left alone: not written by segbatch", file=str(path))
 
 
+def retire(names: OutputNames) -> None:
+    """Take back results whose place is taken by a file of somebody else.
+
+    The log stays under another name: it tells a corrected mask from a frame.
+    """
+    for log_file in (names.qc, names.qc_lines):
+        if log_file.is_file() and is_ours(log_file):
+            try:
+                log_file.replace(log_file.with_suffix(RETIRED_SUFFIX))
+            except OSError as error:
+                raise storage_error(error, log_file) from error
+    for path in names.products():
+        remove_ours(path)
+
+
 def _head(path: Path) -> _Log | None:
     """Return the first record of a QC log, None where it is none of ours."""
     try:
         with path.open("rb") as handle:
-            content = handle.readline() if path.suffix == ".jsonl" else handle.read(_HEAD_BYTES)
+            content = handle.readline()
+            if content.strip() == b"{":  # the indented record of a single frame
+                content += handle.read(_HEAD_BYTES)
         found = msgspec.json.decode(content, type=_Log)
     except (OSError, msgspec.DecodeError):
         return None

@@ -208,6 +208,8 @@ class StackPatcher:
 
     def finish(self, axes: OmeAxes | None) -> None:
         """Publish the stack with the changes, with the axes given or those that it had."""
+        if not self._changes:
+            return
         recorder, published_axes = copy_published(self.names, self._changes)
         try:
             recorder.finish(axes or published_axes)
@@ -252,11 +254,21 @@ def copy_published(
     return recorder, axes
 
 
+def hidden_files(names: OutputNames) -> list[Path]:
+    """Return the hidden files that a stack under way may have."""
+    spools = [_hidden(path, SPOOL_SUFFIX) for path in names.products()]
+    return [_hidden(names.qc_lines, JOURNAL_SUFFIX), *spools]
+
+
+def is_hidden(path: Path) -> bool:
+    """Tell a hidden file of some stack by its name."""
+    return path.name.startswith(".") and path.name.endswith((JOURNAL_SUFFIX, SPOOL_SUFFIX))
+
+
 def discard_hidden(names: OutputNames) -> None:
     """Remove the hidden files of a stack."""
-    remove(_hidden(names.qc_lines, JOURNAL_SUFFIX))
-    for path in _kinds(names, probabilities=True, labels=True):
-        remove(_hidden(path, SPOOL_SUFFIX))
+    for path in hidden_files(names):
+        remove(path)
 
 
 def read_journal(names: OutputNames) -> list[QcRecord]:
