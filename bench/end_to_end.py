@@ -65,7 +65,7 @@ def run(raws: Path, count: int, model: Path | None, precision: str, out: Path) -
         command += ["--model", str(model)]
     start = time.perf_counter()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as ran:
         used = _watch(ran)
         _, complained = ran.communicate()

@@ -45,12 +45,14 @@ TARGETS = {"ceiling": 0.90, "MONAI, same engine": 1.9, "MONAI, torch": 5.0}
 class Effort:
     """How much is measured.
 
-    ``frames`` of the run that is processed; the peers run for about ``seconds`` a round.
+    ``frames`` of the run that is processed; the peers run for about ``seconds`` a
+    round, after ``trials`` of each configuration.
     """
 
     rounds: int
     frames: int
     seconds: float
+    trials: int
 
 
 @dataclass
@@ -74,7 +76,7 @@ def compare(network: networks.Network, raws: list[Path], effort: Effort, folder:
     first = process("auto")
     if first.engine != "openvino":
         raise SystemExit(f"segbatch chose {first.engine} here; the peers are written for OpenVINO")
-    contenders = _peers(network, raws[:IN_MEMORY], first.precision)
+    contenders = _peers(network, raws[:IN_MEMORY], first.precision, effort.trials)
     print(
         f"\n## {network.label}: {network.parameters / 1e6:.2f} M parameters, "
         f"openvino {first.precision}\n",
@@ -92,7 +94,9 @@ def compare(network: networks.Network, raws: list[Path], effort: Effort, folder:
     _print(ours, list(rows.values()), effort.frames)
 
 
-def _peers(network: networks.Network, raws: list[Path], precision: str) -> dict[str, peers.Peer]:
+def _peers(
+    network: networks.Network, raws: list[Path], precision: str, trials: int
+) -> dict[str, peers.Peer]:
     import peers  # torch and MONAI load only where they are used
 
     manifest, file, threads = network.model.manifest, network.model.file, available_threads()
@@ -105,17 +109,19 @@ def _peers(network: networks.Network, raws: list[Path], precision: str) -> dict[
             for count in streams
             for pinned in (False, True)
         ),
-        2 * threads,
+        count=4 * threads,
+        trials=trials,
     )
     same_engine = peers.best_of(
         (
             peers.monai_on_engine(file, precision, plain, batch, threads, side_by_side=apart)
             for batch, apart in ((1, False), (4, False), (4, True))
         ),
-        2,
+        count=2,
+        trials=trials,
     )
     on_torch = peers.best_of(
-        (peers.monai_on_torch(network.torch, plain, batch) for batch in (1, 4)), 1
+        (peers.monai_on_torch(network.torch, plain, batch) for batch in (1, 4)), count=1, trials=2
     )
     return {
         "ceiling": ceiling,
@@ -196,6 +202,7 @@ def main() -> None:
                 rounds=1 if given.quick else given.rounds,
                 frames=sizes[which],
                 seconds=1.0 if given.quick else 5.0,
+                trials=1 if given.quick else 4,
             )
             compare(network, raws, effort, place)
 

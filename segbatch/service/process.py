@@ -28,7 +28,13 @@ from segbatch.service.progress import Progress
 from segbatch.service.record.atomic import make_folder
 from segbatch.service.record.lock import folder_lock
 from segbatch.service.record.names import printable, told
-from segbatch.service.record.runfiles import RUN_FILE, Counts, FramesTable, write_run_file
+from segbatch.service.record.runfiles import (
+    FRAMES_FILE,
+    RUN_FILE,
+    Counts,
+    FramesTable,
+    write_run_file,
+)
 from segbatch.service.record.schema import QcRecord, now
 from segbatch.service.record.stack import read_journal
 from segbatch.settings import Settings
@@ -247,17 +253,27 @@ class Process:
         )
 
     def _write(self, report: RunReport, selection: Selection, batch: Batch) -> None:
-        """Write the run files, and fill in what is counted on the way."""
+        """Write the run files, and fill in what is counted on the way.
+
+        A run that found nothing to do leaves those of the run before it.
+        """
         out_root = self._out_root(selection.root)
         table = FramesTable(Measures.__struct_fields__)
-        path = table.write(out_root, selection.root, _rows(selection.root, batch))
+        path, rows = out_root / FRAMES_FILE, _rows(selection.root, batch)
+        idle = not (batch.done_now or batch.verdicts_changed or report.state != "complete")
+        if idle and path.is_file() and (out_root / RUN_FILE).is_file():
+            table.count(selection.root, rows)
+        else:
+            idle = False
+            table.write(out_root, selection.root, rows)
         report.counts, report.failed = table.counts, table.failed
         report.failed += [f"{told(f.raw)}: {f.unreadable}" for f in batch.files if f.unreadable]
         report.files = {
             "frames": printable(str(path)),
             "run": printable(str(out_root / RUN_FILE)),
         }
-        write_run_file(out_root, msgspec.to_builtins(report))
+        if not idle:
+            write_run_file(out_root, msgspec.to_builtins(report))
 
     def _model_report(self) -> dict[str, Any]:
         manifest = self._model.manifest

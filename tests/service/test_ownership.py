@@ -282,7 +282,7 @@ def test_a_file_named_in_several_ways_has_one_outcome(tmp_path: Path, paths: lis
     done = runs.segbatch("process", *named, "--json", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
-    (report,) = json.loads(done.stdout)
+    (report,) = json.loads(done.stdout)["runs"]
     asked = 1 if "run" not in " ".join(paths).replace("run/a", "").replace("run/", "") else 2
     found = told(tmp_path / "run")
     assert found.items() >= segmented("a.tif").items()
@@ -377,7 +377,9 @@ def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path, content: str) -> None:
     files = written(tmp_path)
     done = runs.segbatch("process", tmp_path, "--json")
 
-    assert json.loads(done.stdout)[0]["counts"]["frames"] == (4 if content == "stack" else 2)
+    assert json.loads(done.stdout)["runs"][0]["counts"]["frames"] == (
+        4 if content == "stack" else 2
+    )
     assert written(tmp_path) == files
     assert {record["frame"]["file"] for record in runs.records(tmp_path)} == {
         r"caf\xe9.tif",
@@ -396,5 +398,5 @@ def test_a_folder_whose_name_is_no_utf8_is_a_folder(tmp_path: Path) -> None:
         done = runs.segbatch("process", run, *flags)
         assert done.returncode == 0, done.stderr
 
-    assert json.loads(done.stdout)[0]["counts"]["segmented"] == 2
+    assert json.loads(done.stdout)["runs"][0]["counts"]["segmented"] == 2
     assert done.stderr.count("Traceback") == 0

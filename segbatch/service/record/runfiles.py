@@ -63,6 +63,11 @@ class FramesTable:
             text.detach()
         return path
 
+    def count(self, raw_root: Path, rows: Iterator[tuple[str, QcRecord]]) -> None:
+        """Count outcomes without writing the table."""
+        for name, record in rows:
+            self._count(name, record, raw_root)
+
     def _header(self) -> list[str]:
         return [
             *("file", "page", "outcome", "reasons", "error"),
