@@ -142,7 +142,7 @@ def process(
       segbatch process /data/run42
       segbatch process /data/run42 --out /results/run42 --save-labels
     """
-    from segbatch.service.command import process_command
+    from segbatch.service.commands.process import process_command
 
     ctx.exit(process_command(paths, load_settings(**options), dry_run=dry_run, as_json=as_json))
 
@@ -159,7 +159,7 @@ def qc(ctx: click.Context, /, paths: tuple[str, ...], as_json: bool, **options: 
     Example:
       segbatch qc /data/run42
     """
-    from segbatch.service.qc import qc_command
+    from segbatch.service.commands.qc import qc_command
 
     ctx.exit(qc_command(paths, load_settings(**options), as_json=as_json))
 
@@ -178,7 +178,7 @@ def doctor(ctx: click.Context, /, paths: tuple[str, ...], as_json: bool) -> None
     Example:
       segbatch doctor /data/run42
     """
-    from segbatch.service.doctor import doctor_command
+    from segbatch.service.commands.doctor import doctor_command
 
     ctx.exit(doctor_command(paths, as_json=as_json))
 

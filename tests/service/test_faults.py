@@ -25,7 +25,7 @@ from segbatch.frame import hash_pixels
 from segbatch.infer.quality.verdict import Judge
 from segbatch.infer.segment import Segmentation, Segmenter
 from segbatch.service import pipeline as pipeline_module
-from segbatch.service.command import process_command
+from segbatch.service.commands.process import process_command
 from segbatch.service.crew import OpenFile
 from segbatch.service.plan import Ledger, PlannedFile
 from segbatch.service.process import Process, select

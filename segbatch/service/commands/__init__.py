@@ -1,0 +1,1 @@
+"""What the commands print, and the exit codes they end with."""
