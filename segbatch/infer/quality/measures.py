@@ -273,7 +273,8 @@ def _count_by_histogram(frame: NDArray[Any]) -> _Levels:
     bottom = int(np.flatnonzero(counts)[0])
     counts = counts[bottom:]
     values = np.arange(bottom, top + 1, dtype=np.float64)
-    return _Levels(values, counts, float(values @ counts / frame.size))
+    # A sum, not a dot product: that would wake a thread of the linear algebra for each core.
+    return _Levels(values, counts, float((values * counts).sum() / frame.size))
 
 
 def estimate_noise(frame: NDArray[Any], floor: float) -> float:

@@ -241,7 +241,7 @@ def _focus(
     median = ratio[np.searchsorted(reached, reached[-1] / 2)]
     # Up to a third of all weight: the object on the border counts with what it has below.
     inside = np.clip(_LEAST_SHARP * reached[-1] - (reached - weight), 0, weight)
-    return float(median), float(inside @ ratio / inside.sum())
+    return float(median), float((inside * ratio).sum() / inside.sum())
 
 
 def _box(values: NDArray[np.float32]) -> NDArray[np.float32]:
