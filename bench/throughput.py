@@ -189,7 +189,7 @@ def main() -> None:
         print(line, flush=True)
     with tempfile.TemporaryDirectory(prefix="segbatch-bench-") as name:
         folder = Path(name)
-        sizes = {"shipped": 24 if given.quick else 200, "large": 8 if given.quick else 24}
+        sizes = {"shipped": 24 if given.quick else 200, "large": 8 if given.quick else 40}
         sizes = {network: given.frames or count for network, count in sizes.items()}
         raws = frames.write_good_run(
             folder / "raws", max(IN_MEMORY, *(sizes[network] for network in wanted)), seed=1
