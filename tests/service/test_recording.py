@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from segbatch.acquire.find import is_own_output
 from segbatch.service.record import masks
 from segbatch.service.record.names import assign
 from segbatch.service.record.products import Products, page_of
@@ -315,3 +316,18 @@ def test_palette_tells_neighbouring_classes_apart() -> None:
 
     assert tuple(colours[0]) == (0, 0, 0)
     assert len({tuple(colour) for colour in colours[:9]}) == 9
+
+
+def test_a_mask_saved_by_an_editor_that_keeps_our_words_is_not_ours(tmp_path: Path) -> None:
+    """A corrected mask is somebody's own even where its editor kept the Software tag."""
+    names = assign([tmp_path / "a.tif"], tmp_path)[tmp_path / "a.tif"]
+    SingleRecorder(names).commit(0, record_of(0), products_of(identity_mask(5)))
+    assert is_own_output(names.mask)
+    with Image.open(names.mask) as image:
+        image.load()
+        image.putpixel((3, 3), 1)
+        image.save(names.mask)
+
+    with tifffile.TiffFile(names.mask) as file:
+        assert file.pages.first.software.startswith("segbatch")
+    assert not is_own_output(names.mask)
