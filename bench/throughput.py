@@ -109,7 +109,7 @@ def _peers(
             for count in streams
             for pinned in (False, True)
         ),
-        count=4 * threads,
+        count=2 * threads,
         trials=trials,
     )
     same_engine = peers.best_of(

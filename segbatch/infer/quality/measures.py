@@ -28,7 +28,7 @@ _LARGEST = 1e30
 _TILE_PX = 1 << 22
 _TILE_WIDTH_PX = 1 << 13
 _SAMPLE_PX = 1 << 20
-_NOISE_PX = 1 << 16
+_NOISE_PX = 1 << 15
 # Standard deviation of a normal variable truncated at +-2.5 of its own.
 _TRIM, _TRIMMED_SIGMA = 2.5, 0.9546
 

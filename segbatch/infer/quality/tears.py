@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BLOCKS = 180
 _BLOCK_PX = 8
-_ROWS_AT_ONCE_PX = 1 << 22
+_ROWS_AT_ONCE_PX = 1 << 17
 # Rows on either side whose levels must keep the step, and the least that tells them.
 _SIDE_ROWS = 8
 _MIN_BLOCKS = 8
