@@ -26,7 +26,7 @@ from segbatch.acquire.simulate.camera import CEILING, ELECTRONS_PER_COUNT
 from segbatch.acquire.simulate.kinds import any_scene, dim
 from segbatch.acquire.simulate.scene import Scene, draw
 from segbatch.infer.quality import Judge, measure, measures, structure, tears
-from segbatch.settings import QualitySettings
+from segbatch.settings.sections import QualitySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

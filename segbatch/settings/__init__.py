@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,13 @@ import msgspec
 from msgspec import Meta
 
 from segbatch.errors import SettingsError
+from segbatch.settings.sections import (
+    CameraSettings,
+    Count,
+    QualitySettings,
+    ServeSettings,
+    WatchSettings,
+)
 
 ENV_PREFIX = "SEGBATCH_"
 PROFILE_BIT_DEPTH = {"zelux": 10, "12bit": 12, "14bit": 14, "16bit": 16}
@@ -25,94 +33,6 @@ PROFILE_BIT_DEPTH = {"zelux": 10, "12bit": 12, "14bit": 14, "16bit": 16}
 Engine = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "bf16"]
 Profile = Literal["zelux", "12bit", "14bit", "16bit"]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
-Count = Annotated[int, Meta(ge=1)]
-
-
-class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Thresholds of the frame judgement (measures: ``segbatch.infer.quality.measures``).
-
-    Attributes
-    ----------
-    enabled
-        Judge frames at all; if not, every frame is accepted.
-    torn_zero_rows
-        Rows of zeros at the end from which a frame counts as not written to its end.
-    torn_columns_fraction
-        Fraction of columns that break at one row from which two exposures are joined there.
-    torn_rival_ratio
-        That fraction must be this many times the highest at any other row.
-    torn_step_z
-        Robust standard deviations by which the step of the level at a row must exceed those at
-        other rows for two exposures to be joined there.
-    saturated_fraction
-        Fraction of all pixels at the converter's ceiling above which a frame is overexposed.
-    saturated_bright_fraction, saturated_object_fraction
-        It also is where both are exceeded: pixels at the ceiling among those brighter
-        than half-way to it, and objects that reach it among all objects.
-    underexposed_signal_counts
-        Contrast of typical structure below which it spans too few counts.
-    empty_structure_cells
-        Cells of 16x16 px with structure above the noise below which a frame is empty.
-    empty_signal_counts
-        Contrast of typical structure below which it is one step of the converter, and nothing.
-    fine_snr
-        Energy of structure over noise at wavelengths of 8 to 16 px below which there is
-        no fine detail to tell focus by, and contrast is compared instead.
-    noise_z
-        Robust standard deviations by which log2 of the noise may exceed the median of its group.
-    noise_spread_octaves
-        Least standard deviation assumed for that, octaves.
-    noise_clear_snr
-        Signal-to-noise ratio below which a frame noisier than its group is rejected.
-    noise_snr_loss
-        It is also rejected where its ratio is this many times lower than the group's median.
-    snr
-        Signal-to-noise ratio below which any frame is noisy.
-    focus_octaves
-        Focus below which any frame is blurred.
-    blur_z
-        Robust standard deviations by which focus may stay below the sharp frames of its group.
-    blur_drop_octaves
-        Least drop of focus, octaves, that counts as blur by comparison.
-    blur_third_z, blur_third_drop_octaves
-        The same two for the least sharp third of the objects, where the median object falls
-        by at least half of ``blur_drop_octaves``.
-    blur_drop_most_octaves
-        Drop of focus that counts as blur however much the group scatters.
-    blur_signal_loss
-        A frame without fine detail is blurred where its contrast is this many times lower
-        than its group's median.
-    warm_up_frames
-        Frames needed before frames are compared with each other.
-    """
-
-    enabled: bool = True
-    torn_zero_rows: Count = 2
-    torn_columns_fraction: Fraction = 0.08
-    torn_rival_ratio: Annotated[float, Meta(ge=1.0)] = 4.0
-    torn_step_z: Positive = 8.0
-    saturated_fraction: Fraction = 0.01
-    saturated_bright_fraction: Fraction = 0.4
-    saturated_object_fraction: Fraction = 0.25
-    underexposed_signal_counts: Annotated[float, Meta(ge=0.0)] = 8.0
-    empty_structure_cells: Count = 2
-    empty_signal_counts: Annotated[float, Meta(ge=0.0)] = 1.5
-    fine_snr: Annotated[float, Meta(ge=0.0)] = 1.0
-    noise_z: Positive = 4.0
-    noise_spread_octaves: Positive = 0.1
-    noise_clear_snr: Annotated[float, Meta(ge=0.0)] = 12.0
-    noise_snr_loss: Annotated[float, Meta(ge=1.0)] = 5.0
-    snr: Annotated[float, Meta(ge=0.0)] = 4.0
-    focus_octaves: float = -7.0
-    blur_z: Positive = 5.0
-    blur_drop_octaves: Positive = 0.75
-    blur_third_z: Positive = 7.0
-    blur_third_drop_octaves: Positive = 0.9
-    blur_drop_most_octaves: Positive = 2.5
-    blur_signal_loss: Annotated[float, Meta(ge=1.0)] = 4.0
-    warm_up_frames: Annotated[int, Meta(ge=2)] = 10
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,6 +54,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     save_labels: bool = False
     threads: Literal["auto"] | Annotated[int, Meta(ge=1, le=1024)] = "auto"
     quality: QualitySettings = msgspec.field(default_factory=QualitySettings)
+    watch: tuple[WatchSettings, ...] = ()
+    serve: ServeSettings = msgspec.field(default_factory=ServeSettings)
+    camera: CameraSettings = msgspec.field(default_factory=CameraSettings)
 
     def result_sha256(self) -> str:
         """Hash of the settings that change a verdict or a file beside the raw.
@@ -144,6 +67,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         keys = ("threshold", "profile", "bit_depth", "quality")
         picked = {key: msgspec.to_builtins(getattr(self, key)) for key in keys}
         return hashlib.sha256(msgspec.json.encode(picked, order="sorted")).hexdigest()
+
+
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "quality": QualitySettings,
+    "watch": WatchSettings,
+    "serve": ServeSettings,
+    "camera": CameraSettings,
+}
+TABLES = ("watch",)  # of which there may be several
 
 
 def load(
@@ -189,8 +121,9 @@ def merged_to_settings(merged: Mapping[str, Any]) -> Settings:
         message, _, where = str(error).partition(" - at `$.")
         key = where.rstrip("`")
         got = merged
-        for part in key.split(".") if key else ():
+        for part in re.findall(r"[^.\[\]]+", key):
             got = got.get(part, {}) if isinstance(got, Mapping) else got
+            got = got[int(part)] if isinstance(got, list) and part.isdigit() else got
         raise SettingsError(
             f"setting {key} = {got!r}",
             wanted_of(key) or message[0].lower() + message[1:],
@@ -201,7 +134,8 @@ def merged_to_settings(merged: Mapping[str, Any]) -> Settings:
 def wanted_of(key: str) -> str:
     """Say in words which values a setting takes; empty for an unknown key."""
     head, _, tail = key.partition(".")
-    hints = get_type_hints(QualitySettings if tail else Settings, include_extras=True)
+    table = SECTIONS.get(head.partition("[")[0], Settings) if tail else Settings
+    hints = get_type_hints(table, include_extras=True)
     return _words(hints[tail or head]) if (tail or head) in hints else ""
 
 
@@ -209,12 +143,15 @@ def _words(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(map(str, args))
+    if origin is tuple:
+        return f"a list of {_words(args[0])}s".replace("a whole", "whole")
     if origin is Annotated:
         limits = {
             "at least": args[1].ge,
             "above": args[1].gt,
             "at most": args[1].le,
             "below": args[1].lt,
+            "with at most this many:": args[1].max_length,
         }
         told = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
         return " ".join([_words(args[0]), ", ".join(told)])
@@ -228,8 +165,9 @@ def known_keys() -> list[str]:
     """Every setting's dotted name."""
     names = []
     for item in msgspec.structs.fields(Settings):
-        if item.name == "quality":
-            names += [f"quality.{sub.name}" for sub in msgspec.structs.fields(QualitySettings)]
+        if item.name in SECTIONS:
+            inner = msgspec.structs.fields(SECTIONS[item.name])
+            names += [f"{item.name}.{sub.name}" for sub in inner]
         else:
             names.append(item.name)
     return names
@@ -247,7 +185,11 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
-    by_variable = {key.replace(".", "_").upper(): key for key in known_keys()}
+    by_variable = {
+        key.replace(".", "_").upper(): key
+        for key in known_keys()
+        if key.partition(".")[0] not in TABLES  # these stand in a file, or on the command line
+    }
     found: dict[str, Any] = {}
     for variable, value in environ.items():
         if not variable.startswith(ENV_PREFIX):
@@ -272,19 +214,29 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _merge(target: dict[str, Any], update: Mapping[str, Any], where: str) -> None:
     known = known_keys()
-    sections = {key.partition(".")[0] for key in known if "." in key}
     for key, value in update.items():
-        if key in sections:
+        if key in TABLES:
+            if not (isinstance(value, list) and all(isinstance(one, Mapping) for one in value)):
+                raise SettingsError(f"{key} = {value!r} in {where}", f"tables [[{key}]]")
+            target[key] = []
+            for one in value:
+                _require_known(key, one, known, where)
+                target[key].append(dict(one))
+        elif key in SECTIONS:
             if not isinstance(value, Mapping):
                 raise SettingsError(f"{key} = {value!r} in {where}", f"a table [{key}]")
-            for sub, inner in value.items():
-                if f"{key}.{sub}" not in known:
-                    _refuse_unknown(f"{key}.{sub}", known, where)
-                target.setdefault(key, {})[sub] = inner
+            _require_known(key, value, known, where)
+            target.setdefault(key, {}).update(value)
         elif key in known:
             target[key] = value
         else:
             _refuse_unknown(key, known, where)
+
+
+def _require_known(table: str, keys: Mapping[str, Any], known: list[str], where: str) -> None:
+    for key in keys:
+        if f"{table}.{key}" not in known:
+            _refuse_unknown(f"{table}.{key}", known, where)
 
 
 def _refuse_unknown(key: str, known: list[str], where: str) -> None:

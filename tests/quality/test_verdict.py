@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segbatch.infer.quality import Judge, Measures, Verdict, measure
-from segbatch.settings import QualitySettings
+from segbatch.settings.sections import QualitySettings
 from tests.quality.frames import CEILING, beads, finish, texture
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from segbatch.infer.quality.measures import Measures
-    from segbatch.settings import QualitySettings
+    from segbatch.settings.sections import QualitySettings
 
 # The sharpest tenth of a group stands for what is in focus.
 _SHARP_QUANTILE = 0.9

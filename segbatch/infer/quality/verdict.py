@@ -13,7 +13,7 @@ from segbatch.infer.quality.rules import Peers, Rule, certain_rules, judge_by_ru
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
-    from segbatch.settings import QualitySettings
+    from segbatch.settings.sections import QualitySettings
 
 # Frames that a provisional verdict looks back on: the cost of each stays the same.
 _LOOK_BACK_FRAMES = 256
