@@ -8,47 +8,26 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from segbatch import log
-from segbatch.acquire.source import Source, open_source
-from segbatch.errors import FrameError, StorageError, UnreadableFrameError
+from segbatch.errors import FrameError
 from segbatch.infer.engine.manifest import Model
-from segbatch.infer.quality.verdict import Judge, Verdict
+from segbatch.infer.quality.verdict import Verdict
 from segbatch.infer.segment import Segmenter
-from segbatch.service.crew import Assignment, Crew, OpenFile
-from segbatch.service.pipeline import Journey, Pipeline
-from segbatch.service.plan import (
-    Ledger,
-    PlannedFile,
-    brought_up_to_date,
-    measures_of,
-    plan_files,
-    read_records,
-)
-from segbatch.service.progress import Progress
-from segbatch.service.record.atomic import is_partial, make_folder, remove
-from segbatch.service.record.names import retire
+from segbatch.service.crew import Assignment, OpenFile
+from segbatch.service.plan import PlannedFile, plan_files, read_records
+from segbatch.service.progress import Listener
 from segbatch.service.record.recorder import Keep, Recorder
-from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.single import SingleRecorder
-from segbatch.service.record.stack import (
-    StackPatcher,
-    StackRecorder,
-    copy_published,
-    discard_hidden,
-    hidden_files,
-    is_hidden,
-    rewrite_lines,
-)
-from segbatch.service.rejudge import Key, Standing, amend, changed
+from segbatch.service.record.stack import StackPatcher
+from segbatch.service.rejudge import Standing, amend, changed
+from segbatch.service.work import MAX_ATTEMPTS, Work
 from segbatch.settings import Settings
 
-MAX_ATTEMPTS = 3  # on a raw file that changes while it is read
 MAX_ROUNDS = 2 * MAX_ATTEMPTS + 2  # of journeys and renewals, which may call for each other
-FRAME_AND_MASK = 1.5  # memory of a 16-bit frame and its 8-bit mask, in frames
 _logger = log.get_logger(__name__)
 
 
-class Batch:
-    """One folder's run.
+class Batch(Work):
+    """One folder's run, over files that are all there when it begins.
 
     Parameters
     ----------
@@ -56,16 +35,8 @@ class Batch:
         All raw files of the folder, in the order in which they are judged.
     only
         Those that are to be processed; None for all.
-    root, out_root
-        The folder they lie in, and the one that mirrors it for the results
-        (the same one unless ``--out`` was given). The caller holds its lock.
-    segmenter
-        Opens the engine when it is first needed.
-    stop
-        Set from outside to end the run early: what is under way is finished,
-        nothing more is begun.
-    progress
-        Told of every frame that is found and every record that is committed.
+
+    The others are those of ``Work``.
     """
 
     def __init__(
@@ -78,34 +49,15 @@ class Batch:
         settings: Settings,
         segmenter: Callable[[], Segmenter],
         stop: threading.Event,
-        progress: Progress,
+        progress: Listener,
+        *,
+        keep_other: bool = False,
     ) -> None:
-        self._root, self._out_root = root, out_root
+        super().__init__(
+            root, out_root, model, settings, segmenter, stop, progress, keep_other=keep_other
+        )
         self._raws, self._only = raws, only
-        self._settings, self._segmenter = settings, segmenter
-        self._stop, self._progress = stop, progress
-        self._judge = Judge(settings.quality)
-        self._pipeline = Pipeline(
-            self._judge, segmenter, settings.result_sha256(), self._require_same_folder
-        )
-        self._folder_id = _identity(root)
-        self._ledger = Ledger(model, settings, self.open_raw)
-        self._tickets = 0
-        self._again: list[PlannedFile] = []
-        self._half_done: set[Path] = set()
-        self.standing: dict[Key, Standing] = {}
-        self.done_now: set[Key] = set()
         self.verdicts_changed: Counter[str] = Counter()
-        self.files: list[PlannedFile] = []
-
-    def open_raw(self, raw: Path) -> Source:
-        """Open a raw file as the settings say."""
-        return open_source(
-            raw,
-            bit_depth=self._settings.bit_depth,
-            profile=self._settings.profile,
-            max_file_gib=self._settings.max_file_gib,
-        )
 
     @property
     def frames_done(self) -> int:
@@ -129,8 +81,8 @@ class Batch:
             file.index = number
             if self._stop.is_set():
                 return
-            for page, record in enumerate(self._ledger.look_up(file)):
-                self._remember((file.index, page), record)
+            self._progress.alive()
+            self._look_up(file)
 
     def execute(self) -> None:
         """Do what is left to do.
@@ -143,16 +95,16 @@ class Batch:
             The engine cannot be opened, or fails on one frame after another.
         """
         self._tidy()
-        pending = self.todo
+        pending, threads = self.todo, 1
         for _ in range(MAX_ROUNDS):
             if pending:
-                self._segmenter()
-                self._run(self._journeys(pending))
+                threads = self._segmenter().streams + 2
+                self._run(self._journeys(pending), threads)
             if not self._again:
                 changes = changed(self._judge.settle(), self.standing)
                 if self._stop.is_set() or not (changes or self._to_retry()):
                     return
-                self._run(self._renewals(changes))
+                self._run(self._renewals(changes), threads)
             pending, self._again = self._again, []
 
     def _to_retry(self) -> list[PlannedFile]:
@@ -163,188 +115,16 @@ class Batch:
             if file.retry and file.complete and not file.unreadable and self._is_asked_for(file)
         ]
 
-    def _require_same_folder(self) -> None:
-        """Raise StorageError where the folder is not the one that the run began in."""
-        if _identity(self._root) != self._folder_id:
-            raise StorageError(
-                f"{self._root} is gone, or another folder stands in its place",
-                "the folder that the run began in",
-                "bring it back (is the drive or share still mounted?), then run again",
-            )
-
     def _is_asked_for(self, file: PlannedFile) -> bool:
         return self._only is None or file.raw in self._only
-
-    def _folder_for(self, raw: Path) -> Path:
-        return self._out_root / raw.parent.relative_to(self._root)
 
     def _tidy(self) -> None:
         """Clear away what an interrupted run left, and bring touched records up to date."""
         for folder in {file.names.folder for file in self.files}:
-            make_folder(folder)
-            names = list(folder.iterdir())
-            self._half_done.update(path for path in names if is_hidden(path))
-            partial = [path for path in names if is_partial(path)]
-            for path in partial:
-                remove(path)
-            if partial:
-                _logger.info("removed what an interrupted run was writing", files=len(partial))
+            self._tidy_folder(folder)
         for file in self.files:
-            if not self._is_asked_for(file):
-                continue
-            for old in file.names.superseded:
-                retire(old)
-                discard_hidden(old)
-            left = not self._half_done.isdisjoint(hidden_files(file.names))
-            if left and (self._settings.redo or file.complete):
-                discard_hidden(file.names)
-            if file.touched is not None and not file.grown:
-                records = brought_up_to_date(file, read_records(file.names) or [])
-                if file.names.qc_lines.is_file():
-                    rewrite_lines(file.names, records)
-                else:
-                    SingleRecorder(file.names).commit(0, records[0], Keep.PRODUCTS)
-
-    def _remember(self, key: Key, record: QcRecord) -> None:
-        self.standing[key] = Standing.of(record)
-        self._pipeline.remember(key, record, measures_of(record))
-
-    def _forget(self, file: OpenFile) -> None:
-        index = file.planned.index
-        keys = {key for key in self.standing if key[0] == index}
-        keys |= {(index, page) for page in range(file.source.frame_count if file.source else 1)}
-        for key in keys:
-            self.standing.pop(key, None)
-            self.done_now.discard(key)
-        self._pipeline.forget(keys)
-
-    def _run(self, assignments: Iterator[Assignment]) -> None:
-        crew = Crew(
-            self._pipeline,
-            int(self._settings.memory_gib * 2**30),
-            self._stop,
-            self._note,
-            self._finish,
-        )
-        crew.run(assignments, self._segmenter().streams + 2 if self.todo else 1)
-
-    def _note(self, journey: Journey, record: QcRecord) -> None:
-        self.standing[journey.key] = Standing.of(record)
-        if record is journey.previous:
-            return  # failed before, and again
-        self.done_now.add(journey.key)
-        self._progress.note(record)
-
-    def _journeys(self, pending: Sequence[PlannedFile]) -> Iterator[Assignment]:
-        for planned in pending:
-            file, first_page, error = self._open_file(planned)
-            pages = range(first_page, first_page + file.outstanding)
-            if not pages:
-                self._finish(file)
-            for page in pages:
-                yield self._assign(file, page, open_error=error)
-
-    def _open_file(self, planned: PlannedFile) -> tuple[OpenFile, int, FrameError | None]:
-        """Open a raw and the recorder of its results; say where to go on."""
-        single = SingleRecorder(planned.names)
-        try:
-            if planned.attempts >= MAX_ATTEMPTS:
-                raise UnreadableFrameError(
-                    f"{planned.raw.name} changed {planned.attempts} times while it was read",
-                    "a file that nobody writes to any more",
-                    "run again when it is complete",
-                )
-            source = self.open_raw(planned.raw)
-        except FrameError as error:
-            return OpenFile(planned, None, single, 1), 0, error
-        if not source.is_stack:
-            if not self._half_done.isdisjoint(hidden_files(planned.names)):
-                discard_hidden(planned.names)  # of a time when it was a stack
-            return OpenFile(planned, source, single, source.frame_count), 0, None
-        recorder = self._open_stack(planned, source.frame_count)
-        first = recorder.next_page
-        self._progress.grow(source.frame_count - first - 1)
-        return OpenFile(planned, source, recorder, source.frame_count - first), first, None
-
-    def _open_stack(self, planned: PlannedFile, frame_count: int) -> StackRecorder:
-        """Go on with a stack where it stopped, or where its published results end."""
-        if planned.grown:
-            records = brought_up_to_date(planned, read_records(planned.names) or [])
-            kept = {page: (record, None) for page, record in enumerate(records)}
-            recorder, _ = copy_published(planned.names, kept)
-        else:
-            recorder = StackRecorder(
-                planned.names,
-                probabilities=self._settings.save_probabilities,
-                labels=self._settings.save_labels,
-            )
-            other = self._ledger.why_other(planned, recorder.records)
-            changed_raw = self._ledger.has_changed(planned.raw, recorder.records)
-            if other or changed_raw or recorder.next_page > frame_count:
-                recorder.rewind(0)
-        for page, record in enumerate(recorder.records):
-            self._remember((planned.index, page), record)
-        return recorder
-
-    def _assign(
-        self,
-        file: OpenFile,
-        page: int,
-        *,
-        open_error: FrameError | None = None,
-        verdict: Verdict | None = None,
-        pixel_hash: str | None = None,
-    ) -> Assignment:
-        planned = file.planned
-        # A stack that is published keeps the products that it was published with.
-        published = isinstance(file.recorder, StackPatcher) or planned.grown
-        names = planned.names
-        journey = Journey(
-            raw=planned.raw,
-            source=file.source,
-            page=page,
-            key=(planned.index, page),
-            ticket=self._tickets,
-            recorder=file.recorder,
-            verdict=verdict,
-            pixel_hash=pixel_hash,
-            probabilities=names.probabilities.exists()
-            if published
-            else self._settings.save_probabilities,
-            labels=names.labels.exists() if published else self._settings.save_labels,
-            previous=planned.retry.get(page),
-            open_error=open_error,
-        )
-        self._tickets += 1
-        frame_bytes = file.source.frame_bytes(page) if file.source is not None else 0
-        return Assignment(journey, file, int(frame_bytes * FRAME_AND_MASK))
-
-    def _finish(self, file: OpenFile) -> None:
-        """Make a file's results whole, or have it taken up again if its raw changed."""
-        planned = file.planned
-        try:
-            if file.spoiled or self._replaced_meanwhile(file):
-                _logger.warning("raw file changed while it was read", file=str(planned.raw))
-                planned.attempts += 1
-                planned.retry = {}
-                planned.grown = False
-                self._forget(file)
-                self._again.append(planned)
-            else:
-                file.recorder.finish(file.source.grid_axes() if file.source is not None else None)
-        finally:
-            file.close()
-        if file.spoiled:
-            discard_hidden(planned.names)
-
-    def _replaced_meanwhile(self, file: OpenFile) -> bool:
-        """Tell whether a stack is no longer the one whose frames were recorded."""
-        if not isinstance(file.recorder, StackRecorder):
-            return False
-        if file.source is not None and file.source.may_grow:
-            return False
-        file.spoiled = self._ledger.has_changed(file.planned.raw, file.recorder.records)
-        return file.spoiled
+            if self._is_asked_for(file):
+                self._tidy_file(file)
 
     def _renewals(self, changes: dict[int, dict[int, Verdict]]) -> Iterator[Assignment]:
         """Bring the records to the final verdicts: most are amended, some frames go again."""
@@ -390,11 +170,3 @@ class Batch:
             wanted = records[page].frame.pixel_hash if page in verdicts else None
             yield self._assign(file, page, verdict=verdicts.get(page), pixel_hash=wanted)
         planned.retry = {}
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    try:
-        there = folder.stat()
-    except OSError:
-        return None
-    return there.st_dev, there.st_ino

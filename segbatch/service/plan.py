@@ -15,7 +15,7 @@ from segbatch.frame import hash_pixels
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.measures import Measures
 from segbatch.service.record import schema
-from segbatch.service.record.names import OutputNames, assign, displaced, is_mask_of_ours, told
+from segbatch.service.record.names import OutputNames, Register, displaced, is_mask_of_ours, told
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.stack import read_lines
 from segbatch.settings import Settings
@@ -40,6 +40,9 @@ class PlannedFile:
         The raw is a stack with more frames than its published results.
     stale
         Why earlier results do not count, where there were some.
+    other
+        What else than these settings and this model the results answer for, where they are left
+        as they are all the same.
     unreadable
         Why the raw cannot be compared with its results now; they stay.
     touched
@@ -47,6 +50,8 @@ class PlannedFile:
         records are brought up to date.
     attempts
         How often the file changed under our hands.
+    still_written
+        The raw is a stack to which its writer adds frames at this time.
     """
 
     raw: Path
@@ -57,20 +62,28 @@ class PlannedFile:
     retry: dict[int, QcRecord] = field(default_factory=dict)
     grown: bool = False
     stale: str | None = None
+    other: str | None = None
     unreadable: str | None = None
     touched: tuple[int, int] | None = None
     attempts: int = 0
+    still_written: bool = False
 
 
 class Ledger:
-    """Decides whether a record on disk answers for the raw, the model and the settings at hand."""
+    """Decides whether a record on disk answers for the raw, the model and the settings at hand.
 
-    def __init__(self, model: Model, settings: Settings, opener: Opener) -> None:
+    With ``keep_other`` it need only answer for the raw.
+    """
+
+    def __init__(
+        self, model: Model, settings: Settings, opener: Opener, *, keep_other: bool = False
+    ) -> None:
         self._model_sha256 = model.manifest.sha256
         self._manifest_sha256 = model.manifest.content_sha256()
         self._settings = settings
         self._settings_sha256 = settings.result_sha256()
         self._opener = opener
+        self._keep_other = keep_other
 
     def look_up(self, file: PlannedFile) -> list[QcRecord]:
         """Find out what is known of a file; return the published records that count."""
@@ -88,7 +101,12 @@ class Ledger:
         elif self._settings.redo:
             file.stale = "asked to redo"
         else:
-            file.stale = self.why_other(file, records) or self._why_missing(file, records)
+            file.other = self.why_other(records)
+            file.stale = (
+                self.why_of_another_file(file, records)
+                or (None if self._keep_other else file.other)
+                or self._why_missing(file, records)
+            )
         if file.stale is None:
             self._compare_with_raw(file, records)
         if file.stale is not None:
@@ -103,11 +121,15 @@ class Ledger:
         )
         return records
 
-    def why_other(self, file: PlannedFile, records: Sequence[QcRecord]) -> str | None:
-        """Say what else than this file, model and settings records answer for, if anything."""
+    @staticmethod
+    def why_of_another_file(file: PlannedFile, records: Sequence[QcRecord]) -> str | None:
+        """Say that records answer for a file of another name, where they do."""
+        strange = any(record.frame.file != told(file.raw) for record in records)
+        return "answers for another file" if strange else None
+
+    def why_other(self, records: Sequence[QcRecord]) -> str | None:
+        """Say what else than this model and these settings records answer for, if anything."""
         for record in records:
-            if record.frame.file != told(file.raw):
-                return "answers for another file"
             if record.settings_sha256 != self._settings_sha256:
                 return "other settings"
             made_by = record.model
@@ -195,7 +217,7 @@ def plan_files(
         by_folder.setdefault(raw.parent, []).append(raw)
     names: dict[Path, OutputNames] = {}
     for members in by_folder.values():
-        names |= assign(members, folder_for(members[0]))
+        names |= Register(folder_for(members[0]), listed=True).add(members)
     return [
         PlannedFile(raw, index, names[raw])
         for index, raw in enumerate(raws)

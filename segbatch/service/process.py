@@ -24,7 +24,7 @@ from segbatch.infer.quality.measures import Measures
 from segbatch.infer.segment import Segmenter
 from segbatch.service.batch import Batch
 from segbatch.service.plan import read_records
-from segbatch.service.progress import Progress
+from segbatch.service.progress import Listener
 from segbatch.service.record.atomic import make_folder
 from segbatch.service.record.lock import folder_lock
 from segbatch.service.record.names import printable, told
@@ -145,7 +145,7 @@ class Process:
         Set from outside (by a signal) to end early.
     """
 
-    def __init__(self, settings: Settings, stop: threading.Event, progress: Progress) -> None:
+    def __init__(self, settings: Settings, stop: threading.Event, progress: Listener) -> None:
         # Frames run in parallel; OpenCV's own threads would only take cores from the engine.
         cv2.setNumThreads(1)
         self._settings, self._stop, self._progress = settings, stop, progress

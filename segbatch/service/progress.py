@@ -6,13 +6,33 @@ import sys
 import threading
 import time
 from collections import Counter
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 from segbatch import log
 from segbatch.service.record.schema import QcRecord
 
 LINE_EVERY_S = 10.0
 _logger = log.get_logger(__name__)
+
+
+class Listener(Protocol):
+    """Is told of a run's frames while they are worked on; called from several threads."""
+
+    def begin(self, title: str, total: int) -> None:
+        """Hear that work begins on ``total`` frames, as far as is known."""
+
+    def grow(self, by: int) -> None:
+        """Hear that there are ``by`` frames more than was thought."""
+
+    def recorded(self, raw: Path, folder: Path, record: QcRecord, *, renewed: bool) -> None:
+        """Hear of a record that was committed; ``folder`` is that of its mask and log.
+
+        ``renewed``: the frame had an outcome before, and its verdict changed.
+        """
+
+    def alive(self) -> None:
+        """Hear that something was done which records nothing."""
 
 
 class Progress:
@@ -57,6 +77,13 @@ class Progress:
             self._total += by
             if self._bar is not None and self._task is not None:
                 self._bar.update(self._task, total=self._total)
+
+    def recorded(self, raw: Path, folder: Path, record: QcRecord, *, renewed: bool) -> None:
+        """Count one frame's outcome."""
+        self.note(record)
+
+    def alive(self) -> None:
+        """Do nothing: a person sees the line move with each frame."""
 
     def note(self, record: QcRecord) -> None:
         """Count one frame's outcome."""

@@ -94,8 +94,8 @@ def printable(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def assign(raws: Sequence[Path], folder: Path) -> dict[Path, OutputNames]:
-    """Name the results of all raw files of one folder.
+class Register:
+    """Names the results of one folder's raw files, all at once or as they come.
 
     The first of several raws of one stem takes the stem; the others' results
     carry their full names (``a.tiff_mask.tif``). A raw whose results stand
@@ -105,43 +105,57 @@ def assign(raws: Sequence[Path], folder: Path) -> dict[Path, OutputNames]:
 
     Parameters
     ----------
-    raws
-        Every raw file of the folder, also those that are not to be processed.
     folder
-        Where their results go; it need not exist.
-
-    Raises
-    ------
-    StorageError
-        All names that a raw may use belong to somebody else.
+        Where the results go; it need not exist.
+    listed
+        Look at the folder's names once, at the first call, and not at each
+        candidate: for one call with many raws.
     """
+
+    def __init__(self, folder: Path, *, listed: bool = False) -> None:
+        self._folder = folder
+        self._there = _names_in(folder) if listed else None
+        self._taken: set[str] = set()
+
+    def add(self, raws: Sequence[Path]) -> dict[Path, OutputNames]:
+        """Name the results of further raw files, also of those that are not to be processed.
+
+        Raises
+        ------
+        StorageError
+            All names that a raw may use belong to somebody else.
+        """
+        folder, there, taken = self._folder, self._there, self._taken
+        taken.update(raw.name.casefold() for raw in raws if raw.parent == folder)
+        names: dict[Path, OutputNames] = {}
+        later = []
+        for raw in sorted(raws, key=natural_key):
+            standing = [c for c in _candidates(raw, folder) if _answers_for(c, raw, there)]
+            kept = [c for c in standing if taken.isdisjoint(p.name.casefold() for p in c.all())]
+            if kept:
+                spoilt = tuple(candidate for candidate in standing if candidate != kept[0])
+                names[raw] = replace(kept[0], superseded=spoilt)
+                taken.update(path.name.casefold() for path in kept[0].all())
+            else:
+                later.append((raw, tuple(standing)))
+        for raw, spoilt in later:
+            names[raw] = next(
+                (
+                    replace(candidate, superseded=spoilt)
+                    for candidate in _candidates(raw, folder)
+                    if _free(candidate, there, taken) and not _owned(candidate, there)
+                ),
+                None,
+            ) or _refuse(raw, folder)
+            taken.update(path.name.casefold() for path in names[raw].all())
+        return names
+
+
+def _names_in(folder: Path) -> set[str]:
     try:
-        there = {entry.name.casefold() for entry in os.scandir(folder)}
+        return {entry.name.casefold() for entry in os.scandir(folder)}
     except OSError:
-        there = set()
-    taken = {raw.name.casefold() for raw in raws if raw.parent == folder}
-    names: dict[Path, OutputNames] = {}
-    later = []
-    for raw in sorted(raws, key=natural_key):
-        standing = [c for c in _candidates(raw, folder) if _answers_for(c, raw, there)]
-        kept = [c for c in standing if taken.isdisjoint(p.name.casefold() for p in c.all())]
-        if kept:
-            spoilt = tuple(candidate for candidate in standing if candidate != kept[0])
-            names[raw] = replace(kept[0], superseded=spoilt)
-            taken.update(path.name.casefold() for path in kept[0].all())
-        else:
-            later.append((raw, tuple(standing)))
-    for raw, spoilt in later:
-        names[raw] = next(
-            (
-                replace(candidate, superseded=spoilt)
-                for candidate in _candidates(raw, folder)
-                if _free(candidate, there, taken) and not _owned(candidate, there)
-            ),
-            None,
-        ) or _refuse(raw, folder)
-        taken.update(path.name.casefold() for path in names[raw].all())
-    return names
+        return set()
 
 
 def is_mask_of_ours(raw: Path, folder: Path) -> bool:
@@ -185,31 +199,35 @@ def _shortened(stem: str) -> str:
     return encoded[: _LONGEST_STEM_BYTES - 9].decode("utf-8", "ignore") + "~" + digest
 
 
-def _free(names: OutputNames, there: set[str], taken: set[str]) -> bool:
+def _free(names: OutputNames, there: set[str] | None, taken: set[str]) -> bool:
     """Tell whether no name is a raw's or another raw's results, or on a foreign file."""
     return all(path.name.casefold() not in taken for path in names.all()) and all(
         is_ours(path) for path in _existing(names.all(), there)
     )
 
 
-def _answers_for(names: OutputNames, raw: Path, there: set[str]) -> bool:
+def _answers_for(names: OutputNames, raw: Path, there: set[str] | None) -> bool:
     logs = _existing((names.qc, names.qc_lines), there)
     # A log that may not be read is taken for this raw's: it is not to be written a second time.
     return told(raw) in _owners(names, there) or any(not os.access(p, os.R_OK) for p in logs)
 
 
-def _owned(names: OutputNames, there: set[str]) -> bool:
+def _owned(names: OutputNames, there: set[str] | None) -> bool:
     """Tell whether results stand there that answer for a raw, whichever."""
     return bool(_owners(names, there))
 
 
-def _owners(names: OutputNames, there: set[str]) -> set[str]:
+def _owners(names: OutputNames, there: set[str] | None) -> set[str]:
     logs = [_head(path) for path in _existing((names.qc, names.qc_lines), there)]
     return {head.frame.file for head in logs if head is not None}
 
 
-def _existing(paths: Iterable[Path], there: set[str]) -> list[Path]:
-    return [path for path in paths if path.name.casefold() in there and os.path.lexists(path)]
+def _existing(paths: Iterable[Path], there: set[str] | None) -> list[Path]:
+    return [
+        path
+        for path in paths
+        if (there is None or path.name.casefold() in there) and os.path.lexists(path)
+    ]
 
 
 def is_ours(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Literal, Protocol
 
+from segbatch.service.record.names import OutputNames
 from segbatch.service.record.products import Products
 from segbatch.service.record.schema import QcRecord
 
@@ -20,6 +21,8 @@ Written = Products | Literal[Keep.PRODUCTS] | None
 
 class Recorder(Protocol):
     """Takes the outcomes of one raw file's frames; called from several threads."""
+
+    names: OutputNames
 
     def commit(self, page: int, record: QcRecord, products: Written) -> None:
         """Record one frame; products are None where it has no mask."""
