@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import zlib
+from collections.abc import Container
 from pathlib import Path
 
 from segbatch.acquire.decode import PNG_SIGNATURE
@@ -58,7 +59,7 @@ def find_raw_files(root: Path) -> list[Path]:
         )
 
     for folder, folders, names in os.walk(root, onerror=refused):
-        folders[:] = [name for name in folders if not _is_left_out(name, folders)]
+        folders[:] = [name for name in folders if not is_left_out(name, folders)]
         here = Path(folder)
         found += [
             here / name for name in names if not name.startswith(".") and _is_raw(here / name, tree)
@@ -87,7 +88,7 @@ def is_frame_file(path: Path) -> bool:
         return False
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return not is_own_output(path)
-    return _starts_as_image(path)
+    return starts_as_image(path)
 
 
 def is_own_output(path: Path) -> bool:
@@ -124,7 +125,8 @@ def _strips_crc32(file: RawFile, ifd: Ifd) -> int:
     return check
 
 
-def _is_left_out(name: str, beside: list[str]) -> bool:
+def is_left_out(name: str, beside: Container[str]) -> bool:
+    """Tell whether a folder holds no raw files: hidden, or a level of an NDTiff pyramid."""
     return name.startswith(".") or (
         name.startswith("Downsampled_x") and "Full resolution" in beside
     )
@@ -142,11 +144,12 @@ def _is_raw(path: Path, tree: Path) -> bool:
     except (OSError, RuntimeError):  # gone meanwhile, or a link to itself
         return False
     if suffix in SNIFFED_SUFFIXES:
-        return _starts_as_image(path)
+        return starts_as_image(path)
     return not is_own_output(path)
 
 
-def _starts_as_image(path: Path) -> bool:
+def starts_as_image(path: Path) -> bool:
+    """Tell whether a file's first bytes are those of a TIFF or PNG."""
     try:
         with path.open("rb") as file:
             head = file.read(8)

@@ -8,29 +8,46 @@ their writer is still at work.
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segbatch.acquire.metadata import AXIS
 from segbatch.acquire.raw import RawFile, unreadable
+from segbatch.acquire.sidefiles import IndexEntry, IndexFile, MetadataFile, side_file
 from segbatch.errors import FrameError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from segbatch.acquire.tiff import Header
 
+__all__ = [
+    "Index",
+    "IndexEntry",
+    "StackMap",
+    "find_stack_map",
+    "is_ndtiff",
+    "metadata_txt",
+    "ndtiff_entries",
+    "ndtiff_index",
+    "position_in_name",
+    "saved_by_writer",
+    "stack_map",
+]
+
 INDEX_NAME = "NDTiff.index"
-MAX_SIDE_FILE = 1 << 30  # bytes of an index or metadata.txt; about ten million entries
+METADATA_NAME = "metadata.txt"
 NDTIFF_MAGIC = 483729
 INDEX_MAP_OFFSET, INDEX_MAP = 54773648, 3453623
 DISPLAY_OFFSET, COMMENTS_OFFSET = 483765892, 99384722
 MAP_AXES = ("c", "z", "t", "p")
+
+_BLOCK = 1 << 16
 
 # Bytes a sample, samples, and bits of the converter of each pixel type; an
 # index that says 16 bits says nothing, Micro-Manager writes it for any depth.
@@ -46,17 +63,25 @@ PIXEL_TYPES: dict[int, tuple[int, int, int | None]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One image of an NDTiff data set: offsets in bytes, size in pixels."""
+class Index:
+    """What ``NDTiff.index`` says of one of its stacks, as far as it is written.
 
-    axes: bytes
-    offset: int
-    width: int
-    height: int
-    pixel_type: int
-    compression: int
-    metadata_offset: int
-    metadata_bytes: int
+    Attributes
+    ----------
+    entries
+        Those of the stack, in the order the images were saved.
+    room_follows
+        The index goes on with zeros: its writer preallocated it and is at work.
+    is_whole
+        The index ends with its last entry.
+    is_last
+        The newest entry of all names this stack.
+    """
+
+    entries: list[IndexEntry]
+    room_follows: bool
+    is_whole: bool
+    is_last: bool
 
 
 def ndtiff_entries(path: Path, order: str) -> list[IndexEntry] | None:
@@ -77,42 +102,81 @@ def ndtiff_entries(path: Path, order: str) -> list[IndexEntry] | None:
     -------
     None where no index stands beside the file.
     """
+    index = ndtiff_index(path, order)
+    return None if index is None else index.entries
+
+
+def ndtiff_index(path: Path, order: str) -> Index | None:
+    """Return what the index says of ``path``, None where no index stands beside it.
+
+    Parameters are those of ``ndtiff_entries``. Only what was appended since the
+    last call is read.
+    """
     beside = path.parent / INDEX_NAME
     if not beside.is_file():
         return None
-    index = RawFile(beside)
-    try:
-        data = index.read_some(0, MAX_SIDE_FILE)
-    finally:
-        index.close()
-    name = os.fsencode(path.name)
-    length = struct.Struct(order + "I").unpack_from
-    numbers = struct.Struct(order + "8I").unpack_from
-    entries: list[IndexEntry] = []
-    at = 0
-    while at + 8 <= len(data):
-        axes_bytes = length(data, at)[0]
-        names_at = at + 4 + axes_bytes
-        if not axes_bytes or names_at + 4 > len(data):
-            break
-        name_bytes = length(data, names_at)[0]
-        numbers_at = names_at + 4 + name_bytes
-        if numbers_at + 32 > len(data):
-            break  # the entry is only half written
-        if data[names_at + 4 : numbers_at] == name:
-            offset, width, height, kind, packed, meta, meta_bytes, _ = numbers(data, numbers_at)
-            entries.append(
-                IndexEntry(
-                    data[at + 4 : names_at], offset, width, height, kind, packed, meta, meta_bytes
-                )
-            )
-        at = numbers_at + 32
-    return entries
+    with side_file(beside, IndexFile, order) as (index, _):
+        name = os.fsencode(path.name)
+        return Index(
+            list(index.entries.get(name, ())),
+            index.room_follows,
+            index.at == index.size,
+            index.newest == name,
+        )
 
 
 def is_ndtiff(file: RawFile, order: str) -> bool:
     """Tell whether the file carries NDTiff's number after the TIFF header."""
     return file.read_some(8, 4) == struct.pack(order + "I", NDTIFF_MAGIC)
+
+
+@dataclass(frozen=True, slots=True)
+class StackMap:
+    """Where the index map of an image stack file stands, and whether the file is closed.
+
+    ``first`` is the offset of its first entry, ``capacity`` the most entries it can hold.
+    """
+
+    order: str
+    first: int
+    capacity: int
+    marked_closed: bool
+
+    def entries(self, file: RawFile, start: int = 0) -> Iterator[tuple[int, ...]]:
+        """Yield (channel, slice, frame, position, directory offset) from entry ``start`` on."""
+        entry = struct.Struct(self.order + "5I")
+        while start < self.capacity:
+            count = min(self.capacity - start, _BLOCK // 20)
+            data = file.read_some(self.first + 20 * start, 20 * count)
+            for values in entry.iter_unpack(data[: len(data) // 20 * 20]):
+                if not values[4]:
+                    return
+                yield values
+            if len(data) < 20 * count:
+                return
+            start += count
+
+
+def find_stack_map(file: RawFile, header: Header) -> StackMap | None:
+    """Find the index map of an image stack file, None where it has none."""
+    order = header.order
+    head = file.read_some(0, 32)
+    if header.big or len(head) < 32:
+        return None
+    words = struct.unpack_from(order + "6I", head, 8)
+    if words[0] != INDEX_MAP_OFFSET or not words[1]:
+        return None
+    mark, capacity = struct.unpack(order + "2I", file.read(words[1], 8))
+    if mark != INDEX_MAP:
+        return None
+    closed = any(
+        mark == wanted and offset
+        for mark, offset, wanted in (
+            (words[2], words[3], DISPLAY_OFFSET),
+            (words[4], words[5], COMMENTS_OFFSET),
+        )
+    )
+    return StackMap(order, words[1] + 8, capacity, closed)
 
 
 def stack_map(file: RawFile, header: Header) -> list[tuple[int, dict[str, int]]] | None:
@@ -132,31 +196,15 @@ def stack_map(file: RawFile, header: Header) -> list[tuple[int, dict[str, int]]]
     UnreadableFrameError
         The map names places outside the file.
     """
-    order = header.order
-    head = file.read_some(0, 32)
-    if header.big or len(head) < 32:
+    found = find_stack_map(file, header)
+    if found is None:
         return None
-    words = struct.unpack_from(order + "6I", head, 8)
-    if words[0] != INDEX_MAP_OFFSET or not words[1]:
-        return None
-    mark, capacity = struct.unpack(order + "2I", file.read(words[1], 8))
-    if mark != INDEX_MAP:
-        return None
-    data = file.read_some(words[1] + 8, 20 * capacity)
     frames = []
-    for entry in struct.iter_unpack(order + "5I", data[: len(data) // 20 * 20]):
-        if not entry[4]:
-            break
+    for entry in found.entries(file):
         if entry[4] >= file.size:
             raise unreadable(file.path, f"its index map names a page at {entry[4]}")
         frames.append((entry[4], dict(zip(MAP_AXES, entry[:4], strict=True))))
-    closed = len(frames) == capacity or any(
-        mark == wanted and offset
-        for mark, offset, wanted in (
-            (words[2], words[3], DISPLAY_OFFSET),
-            (words[4], words[5], COMMENTS_OFFSET),
-        )
-    )
+    closed = found.marked_closed or len(frames) == found.capacity
     return frames if closed else frames[:-1]
 
 
@@ -164,53 +212,30 @@ def metadata_txt(path: Path) -> dict[str, Any]:
     """Return what ``metadata.txt`` beside ``path`` says of that file, empty where nothing.
 
     Until a run ends (and after a crash) the file is no valid JSON, so only
-    the entry that is wanted is parsed.
+    the entry that is wanted is parsed, and only what was appended is searched.
     """
-    beside = path.parent / "metadata.txt"
-    try:
-        stat = beside.stat()
-    except OSError:
-        return {}
-    if stat.st_size > MAX_SIDE_FILE:
-        return {}
-    text = _side_text(beside, stat.st_size, stat.st_mtime_ns)
-    # Version 2 names the position's folder or not, by the year of its build.
-    inside = f"Metadata-{path.parent.name}/{path.name}"
-    for key in (f"Metadata-{path.name}", inside):
-        found = text.find(f'"{key}":')
-        if found >= 0:
-            return _object_at(text, found)
-    # Version 1.4 counts time, channel and slice; the channel is not in the file's name.
-    named = re.fullmatch(r"img_(\d{9})_.*_(\d{3})\.tif", path.name)
-    if named:
-        key = rf'"FrameKey-{int(named[1])}-\d+-{int(named[2])}":'
-        for match in re.finditer(key, text):
-            value = _object_at(text, match.start())
-            if value.get("FileName") == path.name:
-                return value
+    with suppress(FrameError), side_file(path.parent / METADATA_NAME, MetadataFile) as side:
+        return side[0].entry(side[1], path)
     return {}
 
 
-def _object_at(text: str, start: int) -> dict[str, Any]:
-    """Return the first JSON object behind ``start``, empty where it is not whole."""
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text, text.index("{", start))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def saved_by_writer(path: Path) -> bool | None:
+    """Tell whether the writer of separate files has said that it finished ``path``.
 
-
-@functools.lru_cache(maxsize=2)
-def _side_text(path: Path, size: int, mtime_ns: int) -> str:
-    """Text of a side file, kept until it changes: a folder's frames share it."""
-    try:
-        file = RawFile(path)
-    except FrameError:
-        return ""
-    try:
-        return file.read_some(0, size).decode("utf-8", "replace")
-    finally:
-        file.close()
+    Returns
+    -------
+    True where its entry of ``metadata.txt`` is whole, which is written when the
+    image has been saved; False where Micro-Manager's file has none yet; None
+    where there is no such file, or a version wrote it that leaves no entries.
+    """
+    with suppress(FrameError), side_file(path.parent / METADATA_NAME, MetadataFile) as side:
+        text, file = side
+        if not text.is_micro_manager:
+            return None
+        if text.entry(file, path):
+            return True
+        return None if path.name in text.only_placed else False
+    return None
 
 
 def position_in_name(name: str) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""Watched folder trees: what arrives in them, and when it is complete."""
