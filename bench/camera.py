@@ -1,0 +1,215 @@
+"""The DemoCamera at the Zelux's full rate: frames taken, written, judged, segmented, dropped.
+
+    python bench/camera.py [--minutes 10] [--without-serve] [--folder FOLDER]
+
+Micro-Manager's simulated camera gives 1440 x 1080 px, 10 bits, 34.8 frames/s, beads. With
+``segbatch serve`` as a child process that drives it and watches the folder it writes to, or,
+``--without-serve``, with ``segbatch acquire`` alone. Ten minutes take 65 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import machine
+import psutil
+
+RATE_PER_S = 34.8  # vendor's guide of the CS165MU, full frame
+FRAME_BYTES = 1440 * 1080 * 2
+COMMAND = [sys.executable, "-m", "segbatch"]
+LISTEN = "127.0.0.1:9471"
+DEVICE = "DemoCamera/DCam"
+PROPERTIES = {
+    "OnCameraCCDXSize": "1440",
+    "OnCameraCCDYSize": "1080",
+    "PixelType": "16bit",
+    "BitDepth": "10",
+    "Mode": "Fluorescent Beads",
+}
+ENDING_S = 5.0  # in which the core is unloaded
+SAMPLE_S = 1.0
+MARGIN_MS = 0.5  # its period grows a little on a busy machine
+SETTLED_S = 15.0  # until which memory is still being filled: ring buffer, engine, caches
+
+
+def camera_options(exposure_ms: float, frames: int, kind: str) -> list[str]:
+    """Return what `segbatch acquire` is told."""
+    options = [f"--property={name}={value}" for name, value in PROPERTIES.items()]
+    options += [f"--device={DEVICE}", "--backend=python", f"--format={kind}"]
+    return [*options, f"--exposure-ms={exposure_ms:.3f}", f"--frames={frames}"]
+
+
+def calibrate(folder: Path, kind: str) -> float:
+    """Return the exposure, ms, at which the simulated camera is no slower than the Zelux."""
+    exposure_ms = 1000 / RATE_PER_S - 1
+    for trial in range(3):
+        record = acquire(folder / f"trial_{trial}", exposure_ms, 120, kind, [])
+        exposure_ms += 1000 / RATE_PER_S - record["period_ms"]
+    return exposure_ms - MARGIN_MS
+
+
+def acquire(
+    out: Path, exposure_ms: float, frames: int, kind: str, memory: list[tuple[float, float]]
+) -> dict[str, Any]:
+    """Run `segbatch acquire` and return its record; fill in its resident memory over time."""
+    command = [*COMMAND, "acquire", *camera_options(exposure_ms, frames, kind), f"--out={out}"]
+    with subprocess.Popen(
+        [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        watch(child, memory)
+        answer, told = child.communicate()
+    if not answer:
+        raise SystemExit(told)
+    return dict(json.loads(answer)["runs"][0])
+
+
+def watch(child: subprocess.Popen[str], memory: list[tuple[float, float]]) -> None:
+    """Note the child's resident memory, MiB, until it ends."""
+    begun = time.monotonic()
+    process = psutil.Process(child.pid)
+    while child.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            memory.append((time.monotonic() - begun, process.memory_info().rss / 2**20))
+        time.sleep(SAMPLE_S)
+
+
+def write_settings(file: Path, watched: Path, exposure_ms: float, frames: int, kind: str) -> None:
+    """Write the settings of a service that drives the camera and watches its folder."""
+    properties = "\n".join(f'{name} = "{value}"' for name, value in PROPERTIES.items())
+    text = (
+        f"[[watch]]\npath = {json.dumps(str(watched))}\n\n"
+        f'[serve]\nlisten = "{LISTEN}"\nrun_quiet_s = 20.0\n\n'
+        f'[camera]\nenabled = true\nbackend = "python"\ndevice = "{DEVICE}"\n'
+        f'format = "{kind}"\nexposure_ms = {exposure_ms:.3f}\nframes = {frames}\n'
+        f"out = {json.dumps(str(watched))}\n\n[camera.properties]\n{properties}\n"
+    )
+    tomllib.loads(text)
+    file.write_text(text, encoding="utf-8")
+
+
+def statuses(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    """Give the service's status, once a second, for as long as it lives."""
+    while child.poll() is None:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            urllib.request.urlopen(f"http://{LISTEN}/status", timeout=5) as answer,
+        ):
+            yield json.load(answer)
+        time.sleep(SAMPLE_S)
+
+
+def serve(
+    folder: Path, exposure_ms: float, frames: int, kind: str, patience_s: float
+) -> tuple[dict[str, Any], dict[str, Any], list[tuple[float, float]]]:
+    """Run `segbatch serve` until it has worked off what the camera took.
+
+    Returns the camera's record, the service's last status, and its memory over time.
+    """
+    watched = folder / "watched"
+    watched.mkdir()
+    settings = folder / "segbatch.toml"
+    write_settings(settings, watched, exposure_ms, frames, kind)
+    memory: list[tuple[float, float]] = []
+    last: dict[str, Any] = {}
+    with (folder / "serve.log").open("wb") as log_file:
+        child = subprocess.Popen([*COMMAND, "serve", "--config", str(settings)], stderr=log_file)
+        try:
+            process = psutil.Process(child.pid)
+            begun = time.monotonic()
+            until = begun + frames / RATE_PER_S + patience_s
+            for status in statuses(child):
+                last = status
+                memory.append((time.monotonic() - begun, process.memory_info().rss / 2**20))
+                camera = status.get("camera") or {}
+                done = sum(status["frames"].values())
+                if camera.get("frames_taken", 0) >= frames and done >= camera["frames_written"]:
+                    break
+                if time.monotonic() > until:
+                    print("not finished in time: what follows is how far it came")
+                    break
+        finally:
+            child.send_signal(signal.SIGTERM)
+            child.wait(120)
+    records = sorted(watched.glob("*/segbatch_camera.json"))
+    if not records:
+        raise SystemExit((folder / "serve.log").read_text(encoding="utf-8")[-4000:])
+    return json.loads(records[-1].read_text(encoding="utf-8")), last, memory
+
+
+def show(
+    record: dict[str, Any], status: dict[str, Any] | None, memory: list[tuple[float, float]]
+) -> None:
+    """Print the table."""
+    rows: dict[str, object] = {
+        "frames/s": f"{1000 / record['period_ms']:.2f}",
+        "taken": record["taken"],
+        "written": record["written"],
+        "not written": record["not_written"],
+        "dropped": record["dropped"],
+        "written without waiting for the disk": record["unsynced"],
+        "ring buffer, most used": f"{record['ring_most_used']} of {record['ring_capacity']}",
+    }
+    if status is not None:
+        frames = status["frames"]
+        rows["judged"] = sum(frames.values())
+        rows |= {name: frames.get(name, 0) for name in ("segmented", "rejected", "failed")}
+        rows["backlog at the end"] = status["backlog"]
+    last_s = memory[-1][0] - ENDING_S
+    settled = [size for at, size in memory if SETTLED_S < at < last_s] or [memory[-1][1]]
+    tenth = max(len(settled) // 10, 1)
+    rows["resident memory, MiB: begin"] = f"{sum(settled[:tenth]) / tenth:.0f}"
+    rows["resident memory, MiB: end"] = f"{sum(settled[-tenth:]) / tenth:.0f}"
+    rows["resident memory, MiB: most"] = f"{max(size for _, size in memory):.0f}"
+    print("\n| | |\n|---|---|")
+    for name, value in rows.items():
+        print(f"| {name} | {value} |")
+    for gap in record["gaps"]:
+        print(f"gap: {json.dumps(gap)}")
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--without-serve", action="store_true", help="only take and write")
+    parser.add_argument("--format", choices=("ome-tiff", "ndtiff"), default="ome-tiff")
+    parser.add_argument("--folder", type=Path, help="where the frames go, and are removed from")
+    parser.add_argument(
+        "--patience-minutes", type=float, default=60.0, help="for serve to work off its backlog"
+    )
+    given = parser.parse_args()
+    frames = round(60 * given.minutes * RATE_PER_S)
+    for line in machine.describe():
+        print(line, flush=True)
+    with tempfile.TemporaryDirectory(prefix="segbatch-camera-", dir=given.folder) as name:
+        folder = Path(name)
+        needed, free = 1.02 * frames * FRAME_BYTES, shutil.disk_usage(folder).free
+        if free < needed:
+            raise SystemExit(f"{folder}: {free / 1e9:.0f} GB free, {needed / 1e9:.0f} GB needed")
+        exposure_ms = calibrate(folder, given.format)
+        print(f"exposure for {RATE_PER_S} frames/s: {exposure_ms:.3f} ms", flush=True)
+        memory: list[tuple[float, float]] = []
+        status = None
+        if given.without_serve:
+            record = acquire(folder / "run", exposure_ms, frames, given.format, memory)
+        else:
+            patience_s = 60 * given.patience_minutes
+            record, status, memory = serve(folder, exposure_ms, frames, given.format, patience_s)
+        show(record, status, memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""What can be wrong with a camera, by what is to be done next."""
+
+from __future__ import annotations
+
+from segbatch.errors import SegbatchError
+
+
+class CameraError(SegbatchError):
+    """The camera or Micro-Manager refused something, or is gone: try again later."""
+
+
+class CameraBusyError(CameraError):
+    """Somebody else's acquisition is under way: wait until it is over."""
+
+
+class CameraSilentError(CameraError):
+    """The camera or Micro-Manager did not answer within its time."""

@@ -1,0 +1,174 @@
+"""The camera of a service: opened, driven and opened again, for weeks, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from segbatch.acquire.camera.door import PORT, open_camera
+from segbatch.acquire.camera.errors import CameraBusyError
+from segbatch.acquire.camera.ledger import Counts
+from segbatch.acquire.camera.record import new_run_folder
+from segbatch.acquire.camera.run import Run
+from segbatch.errors import SegbatchError, SettingsError
+from segbatch.log import get_logger
+
+if TYPE_CHECKING:
+    from segbatch.acquire.camera.camera import Camera
+    from segbatch.settings.sections import CameraSettings
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
+HEALTHY_S = 60.0  # of acquisition, after which a failure counts as a new one
+State = Literal["off", "connecting", "acquiring", "waiting", "failed"]
+_logger = get_logger(__name__)
+
+
+class CameraStatus(msgspec.Struct, frozen=True):
+    """Where the camera stands; counts are of all its runs since the session began.
+
+    ``waiting``: somebody else is acquiring. ``failed``: ``error`` says why.
+    Both are tried again after ``retry_in_s``.
+    """
+
+    state: State = "off"
+    frames_taken: int = 0
+    frames_written: int = 0
+    dropped: int = 0
+    ring_used: int = 0
+    ring_capacity: int = 0
+    run: str = ""
+    error: str | None = None
+    retry_in_s: float | None = None
+
+
+class CameraSession:
+    """Drives the camera until it is stopped or has taken its frames; never raises into its owner.
+
+    Whatever goes wrong is a state, and is tried again after 1 s, then after
+    twice as long each time, up to a minute.
+
+    Parameters
+    ----------
+    settings
+        The camera and its runs; each run is a new folder in ``settings.out``.
+    on_change
+        Called from the session's thread after each change of ``status``.
+    port
+        Of Micro-Manager's server.
+    """
+
+    def __init__(
+        self, settings: CameraSettings, on_change: Callable[[], None], *, port: int = PORT
+    ) -> None:
+        self._settings = settings
+        self._on_change = on_change
+        self._port = port
+        self._status = CameraStatus()
+        self._retry_at: float | None = None
+        self._before = Counts()
+        self._counts = Counts()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def status(self) -> CameraStatus:
+        """Where the camera stands now."""
+        status, at = self._status, self._retry_at
+        if at is None:
+            return status
+        left = max(at - time.monotonic(), 0.0)
+        return msgspec.structs.replace(status, retry_in_s=round(left, 1))
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread = threading.Thread(target=self._work, name="camera-session", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the run under way and let the camera go; return whether that was done in time."""
+        self._stop.set()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        retry_s = FIRST_RETRY_S
+        while not self._stop.is_set() and not self._is_done():
+            begun = time.monotonic()
+            error = self._attempt()
+            if error is None:
+                continue
+            if time.monotonic() - begun > HEALTHY_S:
+                retry_s = FIRST_RETRY_S
+            self._retry_at = time.monotonic() + retry_s
+            state: State = "waiting" if isinstance(error, CameraBusyError) else "failed"
+            self._set(state=state, error=str(error))
+            _logger.warning("camera " + state, error=str(error), retry_in_s=retry_s)
+            self._stop.wait(retry_s)
+            retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+            self._retry_at = None
+        self._set(state="off", error=None)
+
+    def _attempt(self) -> Exception | None:
+        """Open the camera, take one run, close it; return what went wrong."""
+        camera: Camera | None = None
+        try:
+            if not self._settings.out:
+                raise SettingsError(
+                    "camera.out is empty", "a folder for the camera's runs", "set camera.out"
+                )
+            self._set(state="connecting", error=None)
+            camera = open_camera(self._settings, port=self._port)
+            settings = self._settings
+            if settings.frames:
+                left = settings.frames - self._status.frames_taken
+                settings = msgspec.structs.replace(settings, frames=left)
+            out = Path(settings.out)
+            Run(camera, settings, lambda: new_run_folder(out), self._follow).take(self._stop)
+        except (SegbatchError, OSError) as error:
+            return error
+        except Exception as error:
+            # A fault of ours must not end the folders' work; it is told with its place.
+            _logger.exception("camera session failed")
+            return error
+        finally:
+            self._before = self._total()
+            self._counts = Counts()
+            if camera is not None and not camera.close():
+                _logger.error("camera did not let go in time", pending=camera.calls.silent)
+        return None
+
+    def _is_done(self) -> bool:
+        return 0 < self._settings.frames <= self._status.frames_taken
+
+    def _follow(self, folder: Path, counts: Counts) -> None:
+        self._counts = counts
+        self._set(state="acquiring", run=str(folder))
+
+    def _total(self) -> Counts:
+        before, counts = self._before, self._counts
+        return Counts(
+            before.taken + counts.taken,
+            before.written + counts.written,
+            before.dropped + counts.dropped,
+        )
+
+    def _set(self, *, state: State, run: str | None = None, error: str | None = None) -> None:
+        total = self._total()
+        self._status = CameraStatus(
+            state=state,
+            frames_taken=total.taken,
+            frames_written=total.written,
+            dropped=total.dropped,
+            ring_used=self._counts.ring_used,
+            ring_capacity=self._counts.ring_capacity,
+            run=self._status.run if run is None else run,
+            error=error,
+        )
+        self._on_change()
