@@ -1,0 +1,1 @@
+"""How the service is watched: its counters, metrics, status and live page."""
