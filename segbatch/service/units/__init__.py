@@ -1,0 +1,1 @@
+"""What ``segbatch install-service`` writes: units, snippets for systemd, the example settings."""
