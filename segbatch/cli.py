@@ -96,7 +96,7 @@ def load_settings(config: str | None, assignments: tuple[str, ...], **flags: Any
     from segbatch import settings
 
     for name, value in {"config": config, **flags}.items():
-        if value == "":
+        if value == "" and name != "serve.listen":
             raise UsageError(
                 f"--{name.replace('_', '-')} with nothing behind it",
                 "a value",
@@ -148,6 +148,35 @@ def process(
 
 
 @main.command()
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...")
+@settings_options
+@click.option(
+    "--listen", "serve__listen", help="Address of the live page  [127.0.0.1:9417]; '' for none."
+)
+@click.pass_context
+def serve(
+    ctx: click.Context, /, folders: tuple[str, ...], serve__listen: str | None, **options: Any
+) -> None:
+    """Watch FOLDERs and those of the settings, and process frames as they arrive.
+
+    Runs in the foreground until SIGTERM or Ctrl-C, as a systemd service does;
+    SIGHUP reads the settings again. Every folder right below a FOLDER is a
+    run of its own.
+
+    \b
+    Example:
+      segbatch serve /data/incoming
+      segbatch serve --config /etc/segbatch/segbatch.toml
+    """
+    from segbatch.service.commands.serve import serve_command
+
+    def load() -> Any:
+        return load_settings(**{**options, "serve.listen": serve__listen})
+
+    ctx.exit(serve_command(folders, load))
+
+
+@main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON on stdout.")
@@ -181,6 +210,120 @@ def doctor(ctx: click.Context, /, paths: tuple[str, ...], as_json: bool) -> None
     from segbatch.service.commands.doctor import doctor_command
 
     ctx.exit(doctor_command(paths, as_json=as_json))
+
+
+@main.command("install-service")
+@click.option(
+    "--config",
+    type=click.Path(),
+    help="Settings file of the service  [/etc/segbatch/segbatch.toml]",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Path(),
+    metavar="DIR",
+    help="Folder it may write besides those the settings name; may be repeated.",
+)
+@click.option(
+    "--gpu/--cpu", "gpu", default=None, help="Open NVIDIA devices to it  [where a driver is loaded]"
+)
+@click.option("--instance", metavar="NAME", help="Install segbatch@NAME, one service of several.")
+@click.option(
+    "--root", type=click.Path(), default="/", help="Write below this folder, for packages."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+def install_service(root: str, **options: Any) -> None:
+    """Install `segbatch serve` as a systemd service (Linux, as root).
+
+    Writes the unit, what it may reach (from the settings), and example settings
+    where there are none. Run it again after an upgrade and after new folders.
+
+    \b
+    Example:
+      segbatch install-service
+      segbatch install-service --instance left --cpu
+    """
+    from segbatch.service.commands.install import install_service_command
+
+    install_service_command(root=Path(root), **options)
+
+
+@main.command()
+@click.option("--url", metavar="URL", help="Address of the live page  [serve.listen]")
+@click.option("--config", type=click.Path(), help="Settings file of the service (TOML).")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON on stdout.")
+@click.pass_context
+def status(ctx: click.Context, /, url: str | None, config: str | None, as_json: bool) -> None:
+    """Ask the running service how it is, and print the answer.
+
+    The address is that in the settings. Exit code 1 when nothing answers.
+
+    \b
+    Example:
+      segbatch status
+      segbatch status --url http://127.0.0.1:9417 --json
+    """
+    from segbatch.service.commands.status import status_command
+
+    ctx.exit(status_command(load_settings(config, ()), url=url, as_json=as_json))
+
+
+@main.command()
+@click.option("--config", type=click.Path(), help="Settings file (TOML).")
+@click.option("--out", type=click.Path(), help="Folder of this run, new or empty.")
+@click.option("--frames", "camera__frames", help="Frames to take; 0: until it is stopped.")
+@click.option("--exposure-ms", "camera__exposure_ms", help="Exposure time.")
+@click.option("--interval-ms", "camera__interval_ms", help="From one frame's start to the next's.")
+@click.option("--gain-db", "camera__gain_db", help="Property Gain.")
+@click.option("--binning", "camera__binning", help="Property Binning.")
+@click.option("--trigger-mode", "camera__trigger_mode", help="Property TriggerMode.")
+@click.option("--hot-pixel-threshold", "camera__hot_pixel_threshold", help="HotPixelThreshold.")
+@click.option("--roi-px", metavar="X,Y,W,H", help="Part of the sensor  [all of it]")
+@click.option(
+    "--property",
+    "properties",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other property of the camera, by its exact name; may be repeated.",
+)
+@click.option("--format", "camera__format", help="ome-tiff or ndtiff.")
+@click.option("--device", "camera__device", help="Camera, as LIBRARY/DEVICE.")
+@click.option("--config-file", "camera__config_file", help="Micro-Manager's configuration (.cfg).")
+@click.option("--backend", "camera__backend", help="auto, python or java.")
+@click.option("--micro-manager-dir", "camera__micro_manager_dir", help="Device adapters' folder.")
+@click.option("--timeout-s", "camera__timeout_s", help="Time that Micro-Manager may take.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting.")
+@click.option("--dry-run", is_flag=True, help="Say what would be set on the camera, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.pass_context
+def acquire(
+    ctx: click.Context,
+    /,
+    config: str | None,
+    assignments: tuple[str, ...],
+    out: str | None,
+    roi_px: str | None,
+    properties: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Take one run with the camera, through Micro-Manager, without a window.
+
+    Raw frames go to the disk, with segbatch_camera.json beside them; `process`
+    or `serve` turns them into masks. Ctrl-C ends the run and keeps its frames.
+
+    \b
+    Example:
+      segbatch acquire --device TSI/TSICam --frames 500 --exposure-ms 10 --out /data/run42
+      segbatch acquire --config /etc/segbatch/segbatch.toml --dry-run
+    """
+    from segbatch.service.commands.acquire import acquire_command, roi
+
+    flags = {name.replace("__", "."): value for name, value in options.items()}
+    settings = load_settings(config, assignments, **flags, **{"camera.roi_px": roi(roi_px)})
+    ctx.exit(acquire_command(settings, out, properties, dry_run=dry_run, as_json=as_json))
 
 
 @main.command()

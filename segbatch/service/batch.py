@@ -19,6 +19,7 @@ from segbatch.service.record.recorder import Keep, Recorder
 from segbatch.service.record.single import SingleRecorder
 from segbatch.service.record.stack import StackPatcher
 from segbatch.service.rejudge import Standing, amend, changed
+from segbatch.service.under_way import UnderWay
 from segbatch.service.work import MAX_ATTEMPTS, Work
 from segbatch.settings import Settings
 
@@ -52,9 +53,18 @@ class Batch(Work):
         progress: Listener,
         *,
         keep_other: bool = False,
+        under_way: UnderWay | None = None,
     ) -> None:
         super().__init__(
-            root, out_root, model, settings, segmenter, stop, progress, keep_other=keep_other
+            root,
+            out_root,
+            model,
+            settings,
+            segmenter,
+            stop,
+            progress,
+            keep_other=keep_other,
+            under_way=under_way,
         )
         self._raws, self._only = raws, only
         self.verdicts_changed: Counter[str] = Counter()

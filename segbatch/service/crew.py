@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from segbatch import log
@@ -27,7 +28,8 @@ class OpenFile:
 
     ``outstanding`` frames are not through yet; the last of them finishes the
     file. ``spoiled`` is set when the raw changed meanwhile: then nothing is
-    finished and the file is taken up again.
+    finished and the file is taken up again. ``keeps_recorder`` is set where the
+    recorder goes on to the frames that the stack's writer adds later.
     """
 
     planned: PlannedFile
@@ -35,6 +37,7 @@ class OpenFile:
     recorder: Recorder
     outstanding: int
     spoiled: bool = False
+    keeps_recorder: bool = False
     _closed: bool = False
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,7 +53,8 @@ class OpenFile:
             if self._closed:
                 return
             self._closed = True
-        self.recorder.close()
+        if not self.keeps_recorder:
+            self.recorder.close()
         if self.source is not None:
             self.source.close()
 
@@ -96,6 +100,8 @@ class Crew:
         Called with each journey's record, in any thread.
     on_file
         Called by the thread that brought a file's last frame through.
+    mark
+        Opened around each journey.
     """
 
     def __init__(
@@ -105,7 +111,9 @@ class Crew:
         stop: threading.Event,
         on_record: Callable[[Journey, QcRecord], None],
         on_file: Callable[[OpenFile], None],
+        mark: Callable[[Journey], AbstractContextManager[None]],
     ) -> None:
+        self._mark = mark
         self._pipeline = pipeline
         self._budget = ByteBudget(memory_bytes)
         self._stop = stop
@@ -117,8 +125,15 @@ class Crew:
         self._failure: BaseException | None = None
         self._engine_errors_in_a_row = 0
 
-    def run(self, assignments: Iterator[Assignment], threads: int) -> None:
+    def run(
+        self,
+        assignments: Iterator[Assignment],
+        threads: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
         """Make every journey, ``threads`` at once; return when the last one is through.
+
+        ``meanwhile`` is called by the waiting thread, every now and then.
 
         Raises
         ------
@@ -131,18 +146,20 @@ class Crew:
         ]
         for thread in crew:
             thread.start()
-        self._wait_for(crew)
+        self._wait_for(crew, meanwhile)
         for file in self._open.values():
             file.close()
         if self._failure is not None:
             raise self._failure
 
-    def _wait_for(self, crew: list[threading.Thread]) -> None:
+    def _wait_for(self, crew: list[threading.Thread], meanwhile: Callable[[], None] | None) -> None:
         """Wait in short steps, so that signals are heard everywhere, and tell of a long drain."""
         next_word = float("inf")
         for thread in crew:
             while thread.is_alive():
                 thread.join(WAIT_S)
+                if meanwhile is not None:
+                    meanwhile()
                 if self._stop.is_set() and next_word == float("inf"):
                     next_word = time.monotonic()
                 if time.monotonic() >= next_word and self._under_way:
@@ -158,7 +175,8 @@ class Crew:
                 journey = assignment.journey
                 self._under_way[journey.ticket] = journey
                 try:
-                    self._make(assignment)
+                    with self._mark(journey):
+                        self._make(assignment)
                 finally:
                     self._under_way.pop(journey.ticket, None)
                     self._budget.give_back(assignment.frame_bytes)

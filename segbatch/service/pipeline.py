@@ -58,7 +58,8 @@ class Journey:
     even be opened. ``key`` orders the frames of a run. ``verdict`` is given
     where the frame was judged before (at the end of a run). ``previous`` is
     the record of an earlier failure: the same failure again is not written a
-    second time. ``pixel_hash`` is given where a verdict is: it holds for those
+    second time. ``set_aside`` is why the frame is not to be touched at all.
+    ``pixel_hash`` is given where a verdict is: it holds for those
     pixels alone. ``probabilities`` and ``labels`` say what to keep besides the
     mask.
     """
@@ -75,6 +76,7 @@ class Journey:
     labels: bool = False
     previous: QcRecord | None = None
     open_error: FrameError | None = None
+    set_aside: EngineError | None = None
     timing_ms: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -131,6 +133,8 @@ class Pipeline:
         frame: Frame | None = None
         judged: Judged | None = None
         try:
+            if journey.set_aside is not None:
+                raise journey.set_aside
             frame = self._read(journey)
             judged = self._judge_frame(journey, frame)
             segmentation = self._segment(journey, frame, judged)
@@ -242,8 +246,7 @@ class Pipeline:
             written_at=now(),
             timing_ms=Timing(**journey.timing_ms),
         )
-        journey.recorder.commit(journey.page, record, products)
-        return record
+        return journey.recorder.commit(journey.page, record, products)
 
     def _record_failure(
         self,
@@ -270,8 +273,7 @@ class Pipeline:
             written_at=now(),
             timing_ms=Timing(**journey.timing_ms),
         )
-        journey.recorder.commit(journey.page, record, None)
-        return record
+        return journey.recorder.commit(journey.page, record, None)
 
     def _model_info(self) -> ModelInfo:
         info = self._segmenter().info

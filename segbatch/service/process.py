@@ -17,12 +17,14 @@ import msgspec
 
 from segbatch import __version__, log
 from segbatch.acquire.find import find_raw_files, is_frame_file, natural_key
+from segbatch.acquire.folder.fingerprint import fingerprint
 from segbatch.errors import SegbatchError, StorageError, UsageError
 from segbatch.infer.engine.door import open_model
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.measures import Measures
-from segbatch.infer.segment import Segmenter
+from segbatch.infer.segment import ModelInfo, Segmenter
 from segbatch.service.batch import Batch
+from segbatch.service.live import LiveRun
 from segbatch.service.plan import read_records
 from segbatch.service.progress import Listener
 from segbatch.service.record.atomic import make_folder
@@ -33,10 +35,12 @@ from segbatch.service.record.runfiles import (
     RUN_FILE,
     Counts,
     FramesTable,
+    read_camera_file,
     write_run_file,
 )
 from segbatch.service.record.schema import QcRecord, now
 from segbatch.service.record.stack import read_journal
+from segbatch.service.under_way import UnderWay
 from segbatch.settings import Settings
 
 _logger = log.get_logger(__name__)
@@ -47,7 +51,9 @@ class RunReport(msgspec.Struct, kw_only=True):
 
     ``state`` is ``complete``, ``interrupted`` (stopped by a signal) or
     ``stopped`` (storage or engine). ``counts`` are those of the folder,
-    ``this_run`` says how much of it was done now.
+    ``this_run`` says how much of it was done now. ``raws_fingerprint`` tells
+    whether the raw files are still those that were processed; ``camera`` is
+    what the camera that took them left beside them.
     """
 
     folder: str
@@ -59,17 +65,23 @@ class RunReport(msgspec.Struct, kw_only=True):
     files: dict[str, str]
     model: dict[str, Any]
     settings: dict[str, Any]
+    raws_fingerprint: str
+    camera: dict[str, Any] | None
     versions: dict[str, str]
     started_at: str
     ended_at: str
 
 
 class Selection(msgspec.Struct, kw_only=True):
-    """One run: the folder, all of its raw files, and which of them are asked for (None: all)."""
+    """One run: the folder, all of its raw files, and which of them are asked for (None: all).
+
+    ``out`` is the folder of its results where it is another than the settings say.
+    """
 
     root: Path
     raws: list[Path]
     only: set[Path] | None = None
+    out: Path | None = None
 
 
 def select(paths: Sequence[str]) -> list[Selection]:
@@ -143,9 +155,22 @@ class Process:
     ----------
     stop
         Set from outside (by a signal) to end early.
+    keep_other
+        Leave results of other settings or of another model as they are.
+    under_way
+        Notes the frames under way for the next process.
     """
 
-    def __init__(self, settings: Settings, stop: threading.Event, progress: Listener) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stop: threading.Event,
+        progress: Listener,
+        *,
+        keep_other: bool = False,
+        under_way: UnderWay | None = None,
+    ) -> None:
+        self._keep_other, self._under_way = keep_other, under_way
         # Frames run in parallel; OpenCV's own threads would only take cores from the engine.
         cv2.setNumThreads(1)
         self._settings, self._stop, self._progress = settings, stop, progress
@@ -162,6 +187,11 @@ class Process:
                 self._segmenter = self._resources.enter_context(segmenter)
             return self._segmenter
 
+    @property
+    def engine_info(self) -> ModelInfo | None:
+        """The engine that is open and its model; None before it was needed."""
+        return self._segmenter.info if self._segmenter is not None else None
+
     def preview(self, selection: Selection) -> dict[str, Any]:
         """Say what a run would do, without doing it."""
         batch = self._batch(selection)
@@ -175,7 +205,22 @@ class Process:
         }
 
     def run(self, selection: Selection) -> RunReport:
-        """Process one selection and write its run files.
+        """Process one selection and write its run files, as the only one in its folder.
+
+        Raises
+        ------
+        StorageError
+            Another process is at work there, and as ``run_locked``.
+        EngineError
+            As ``run_locked``.
+        """
+        out_root = self._out_root(selection)
+        make_folder(out_root)
+        with folder_lock(out_root):
+            return self.run_locked(selection)
+
+    def run_locked(self, selection: Selection) -> RunReport:
+        """Process one selection and write its run files; the caller holds the folder's lock.
 
         Raises
         ------
@@ -184,45 +229,62 @@ class Process:
             that is still possible.
         """
         started_at, start = now(), time.monotonic()
-        out_root = self._out_root(selection.root)
+        out_root = self._out_root(selection)
         make_folder(out_root)
-        with folder_lock(out_root):
-            _refuse_results_of_another(selection.root, out_root)
-            batch = self._batch(selection)
-            batch.plan()
-            if batch.stale:
-                _logger.info("earlier results are stale and done again", **batch.stale)
-            self._progress.begin(selection.root.name, len(batch.todo))
-            try:
-                batch.execute()
-            except SegbatchError:
-                report = self._report(selection, batch, "stopped", started_at, start)
-                with suppress(StorageError, OSError):  # what ended the run is the thing to tell
-                    self._write(report, selection, batch)
-                raise
-            state = "interrupted" if self._stop.is_set() else "complete"
-            report = self._report(selection, batch, state, started_at, start)
-            self._write(report, selection, batch)
+        _refuse_results_of_another(selection.root, out_root)
+        batch = self._batch(selection)
+        batch.plan()
+        if batch.stale:
+            _logger.info("earlier results are stale and done again", **batch.stale)
+        self._progress.begin(selection.root.name, len(batch.todo))
+        try:
+            batch.execute()
+        except SegbatchError:
+            report = self._report(selection, batch, "stopped", started_at, start)
+            with suppress(StorageError, OSError):  # what ended the run is the thing to tell
+                self._write(report, selection, batch)
+            raise
+        state = "interrupted" if self._stop.is_set() else "complete"
+        report = self._report(selection, batch, state, started_at, start)
+        self._write(report, selection, batch)
         return report
+
+    def live(self, root: Path, out_root: Path) -> LiveRun:
+        """Begin a run that is still growing; the caller holds its folder's lock."""
+        if self._under_way is None:
+            raise RuntimeError("a process that works on growing runs notes what is under way")
+        return LiveRun(
+            root,
+            out_root,
+            self._model,
+            self._settings,
+            self.segmenter,
+            self._stop,
+            self._progress,
+            self._under_way,
+        )
 
     def close(self) -> None:
         """Close the engine."""
         self._resources.close()
 
-    def _out_root(self, root: Path) -> Path:
-        return Path(self._settings.out) if self._settings.out else root
+    def _out_root(self, selection: Selection) -> Path:
+        named = Path(self._settings.out) if self._settings.out else selection.root
+        return selection.out or named
 
     def _batch(self, selection: Selection) -> Batch:
         return Batch(
             selection.raws,
             selection.only,
             selection.root,
-            self._out_root(selection.root),
+            self._out_root(selection),
             self._model,
             self._settings,
             self.segmenter,
             self._stop,
             self._progress,
+            keep_other=self._keep_other,
+            under_way=self._under_way,
         )
 
     def _report(
@@ -232,7 +294,7 @@ class Process:
         frames = len(batch.done_now)
         return RunReport(
             folder=printable(str(selection.root.resolve())),
-            out=printable(str(self._out_root(selection.root))),
+            out=printable(str(self._out_root(selection))),
             state=state,
             counts=Counts(),
             this_run={
@@ -247,6 +309,8 @@ class Process:
             files={},
             model=self._model_report(),
             settings=msgspec.to_builtins(self._settings),
+            raws_fingerprint=_fingerprint(selection),
+            camera=read_camera_file(selection.root),
             versions={"segbatch": __version__, "python": platform.python_version()},
             started_at=started_at,
             ended_at=now(),
@@ -257,7 +321,7 @@ class Process:
 
         A run that found nothing to do leaves those of the run before it.
         """
-        out_root = self._out_root(selection.root)
+        out_root = self._out_root(selection)
         table = FramesTable(Measures.__struct_fields__)
         path, rows = out_root / FRAMES_FILE, _rows(selection.root, batch)
         idle = not (batch.done_now or batch.verdicts_changed or report.state != "complete")
@@ -282,6 +346,19 @@ class Process:
             info = self._segmenter.info
             report |= {"engine": info.engine, "precision": info.precision}
         return report
+
+
+def _fingerprint(selection: Selection) -> str:
+    """Return the fingerprint of a run's raw files; empty where only some were asked for."""
+    if selection.only is not None:
+        return ""
+    found = []
+    for raw in selection.raws:
+        with suppress(OSError):  # gone meanwhile: the next look at the folder tells
+            there = raw.stat()
+            name = raw.relative_to(selection.root).as_posix()
+            found.append((name, there.st_size, there.st_mtime_ns))
+    return fingerprint(found)
 
 
 def _refuse_results_of_another(root: Path, out_root: Path) -> None:

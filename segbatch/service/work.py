@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from segbatch import log
@@ -38,6 +39,7 @@ from segbatch.service.record.stack import (
     rewrite_lines,
 )
 from segbatch.service.rejudge import Key, Standing
+from segbatch.service.under_way import UnderWay
 from segbatch.settings import Settings
 
 MAX_ATTEMPTS = 3  # on a raw file that changes while it is read
@@ -62,6 +64,8 @@ class Work:
         Told of every frame that is found and every record that is committed.
     keep_other
         Leave results of other settings or of another model as they are.
+    under_way
+        Notes the frames under way, and knows those that ended the process before.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class Work:
         progress: Listener,
         *,
         keep_other: bool = False,
+        under_way: UnderWay | None = None,
     ) -> None:
+        self._under_way = under_way
         self._root, self._out_root = root, out_root
         self._settings, self._segmenter = settings, segmenter
         self._stop, self._progress = stop, progress
@@ -125,10 +131,13 @@ class Work:
         self.standing[key] = Standing.of(record)
         self._pipeline.remember(key, record, measures_of(record))
 
-    def _forget(self, file: OpenFile) -> None:
-        index = file.planned.index
-        keys = {key for key in self.standing if key[0] == index}
-        keys |= {(index, page) for page in range(file.source.frame_count if file.source else 1)}
+    def _forget(self, index: int, judged: int = 0) -> None:
+        """Take the frames of a file out of the run: the file is another now.
+
+        ``judged`` pages may have been judged without having been recorded.
+        """
+        keys = {key for key in list(self.standing) if key[0] == index}
+        keys |= {(index, page) for page in range(judged)}
         for key in keys:
             self.standing.pop(key, None)
             self.done_now.discard(key)
@@ -160,15 +169,26 @@ class Work:
             else:
                 SingleRecorder(file.names).commit(0, records[0], Keep.PRODUCTS)
 
-    def _run(self, assignments: Iterator[Assignment], threads: int) -> None:
+    def _run(
+        self,
+        assignments: Iterator[Assignment],
+        threads: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
         crew = Crew(
             self._pipeline,
             int(self._settings.memory_gib * 2**30),
             self._stop,
             self._note,
             self._finish,
+            self._mark,
         )
-        crew.run(assignments, threads)
+        crew.run(assignments, threads, meanwhile)
+
+    def _mark(self, journey: Journey) -> AbstractContextManager[None]:
+        if self._under_way is None:
+            return nullcontext()
+        return self._under_way.mark(journey.raw, journey.page)
 
     def _note(self, journey: Journey, record: QcRecord) -> None:
         self.standing[journey.key] = Standing.of(record)
@@ -279,6 +299,7 @@ class Work:
             labels=names.labels.exists() if published else self._settings.save_labels,
             previous=planned.retry.get(page),
             open_error=open_error,
+            set_aside=self._under_way.why_set_aside(planned.raw, page) if self._under_way else None,
         )
         self._tickets += 1
         frame_bytes = file.source.frame_bytes(page) if file.source is not None else 0
@@ -293,7 +314,7 @@ class Work:
                 planned.attempts += 1
                 planned.retry = {}
                 planned.grown = False
-                self._forget(file)
+                self._forget(planned.index, file.source.frame_count if file.source else 1)
                 self._again.append(planned)
             else:
                 file.recorder.finish(file.source.grid_axes() if file.source is not None else None)

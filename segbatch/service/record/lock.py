@@ -17,6 +17,7 @@ from segbatch.errors import StorageError
 from segbatch.service.record.atomic import storage_error
 
 LOCK_NAME = ".segbatch.lock"
+_SHOWN_CHARACTERS = 120  # of the command that holds a folder
 _logger = log.get_logger(__name__)
 
 
@@ -75,7 +76,7 @@ def _take(path: Path) -> BinaryIO:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": " ".join(["segbatch", *sys.argv[1:]])[:_SHOWN_CHARACTERS],
     }
     try:
         handle.seek(0)
@@ -128,7 +129,8 @@ def _refusal(folder: Path, holder: str) -> StorageError:
 def _named(content: bytes) -> str:
     try:
         holder = json.loads(content)
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        process = f"process {holder['pid']} ({holder['command']})"
+        return f"{process} on {holder['host']} since {holder['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"
 

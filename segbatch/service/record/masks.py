@@ -54,6 +54,18 @@ def compress(page: NDArray[Any]) -> list[bytes]:
     ]
 
 
+def decompress(strips: Sequence[bytes], shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the uint8 page of ``shape``, (Y, X), that ``compress`` made strips of.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        The strips are not those of such a page.
+    """
+    pixels = b"".join(bytes(imagecodecs.zlibng_decode(strip)) for strip in strips)
+    return np.frombuffer(pixels, np.uint8).reshape(shape)
+
+
 def write_pages(
     handle: BinaryIO,
     pages: Sequence[tuple[tuple[int, ...], Iterator[bytes]]],

@@ -24,8 +24,11 @@ class Recorder(Protocol):
 
     names: OutputNames
 
-    def commit(self, page: int, record: QcRecord, products: Written) -> None:
-        """Record one frame; products are None where it has no mask."""
+    def commit(self, page: int, record: QcRecord, products: Written) -> QcRecord:
+        """Record one frame; products are None where it has no mask.
+
+        Returns the record as it is written: with its mask's file and page.
+        """
 
     def finish(self, axes: tuple[str, tuple[int, ...]] | None) -> None:
         """Make the results whole; called once, when every frame of the file was committed."""

@@ -16,6 +16,7 @@ from segbatch.service.record.schema import QcRecord
 
 RUN_SCHEMA = "segbatch.run/1"
 RUN_FILE = "segbatch_run.json"
+CAMERA_FILE = "segbatch_camera.json"
 FRAMES_FILE = "segbatch_frames.csv"
 
 
@@ -118,3 +119,11 @@ def write_run_file(folder: Path, content: dict[str, Any]) -> Path:
     write_whole(path, msgspec.json.format(body, indent=2) + b"\n")
     sync_folder(folder)
     return path
+
+
+def read_camera_file(folder: Path) -> dict[str, Any] | None:
+    """Return what ``segbatch acquire`` left beside the frames that it took, None without it."""
+    try:
+        return msgspec.json.decode((folder / CAMERA_FILE).read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        return None

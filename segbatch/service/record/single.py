@@ -29,8 +29,8 @@ class SingleRecorder:
     def __init__(self, names: OutputNames) -> None:
         self.names = names
 
-    def commit(self, page: int, record: QcRecord, products: Written) -> None:
-        """Write the frame's products, then its QC log.
+    def commit(self, page: int, record: QcRecord, products: Written) -> QcRecord:
+        """Write the frame's products, then its QC log; return the record as it was written.
 
         Raises
         ------
@@ -45,6 +45,7 @@ class SingleRecorder:
         record = _with_time(with_mask(record, self.names, page), time.perf_counter() - start)
         write_whole(self.names.qc, schema.encode_for_people(record))
         sync_folder(self.names.folder)
+        return record
 
     def _write(self, products: Products | None) -> None:
         wanted: dict[Path, tuple[Page, np.dtype[Any], bool]] = {}

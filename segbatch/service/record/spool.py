@@ -8,7 +8,9 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from segbatch.service.record.atomic import append_whole, storage_error
 
@@ -98,18 +100,47 @@ class PageSpool:
 
     def _read(self, offset: int) -> Page | None:
         self._handle.seek(offset)
-        head = self._handle.read(_HEAD.size)
-        if len(head) < _HEAD.size:
-            return None
-        magic, dimensions, *shape, count, check = _HEAD.unpack(head)
-        packed = self._handle.read(4 * count)
-        if magic != _MAGIC or dimensions > 3 or len(packed) < 4 * count:
-            return None
-        lengths = struct.unpack(f"<{count}I", packed)
-        strips = [self._handle.read(length) for length in lengths]
-        found = zlib.crc32(packed)
-        for strip in strips:
-            found = zlib.crc32(strip, found)
-        if found != check or [len(strip) for strip in strips] != list(lengths):
-            return None
-        return Page(tuple(shape[:dimensions]), strips)
+        return _whole_page(self._handle)
+
+
+def read_page(path: Path, number: int) -> Page | None:
+    """Read one page of a spool that is still added to; None where it is not there whole.
+
+    Raises
+    ------
+    OSError
+        The spool cannot be read.
+    """
+    with path.open("rb") as handle:
+        for _ in range(number):
+            lengths = _lengths(handle, handle.read(_HEAD.size))
+            if lengths is None:
+                return None
+            handle.seek(sum(lengths), os.SEEK_CUR)
+        return _whole_page(handle)
+
+
+def _lengths(handle: BinaryIO | FileIO, head: bytes) -> tuple[int, ...] | None:
+    """Read how many bytes each strip of the page takes that ``head`` begins."""
+    if len(head) < _HEAD.size:
+        return None
+    magic, dimensions, *_, count, _ = _HEAD.unpack(head)
+    packed = handle.read(4 * count)
+    if magic != _MAGIC or dimensions > 3 or len(packed) < 4 * count:
+        return None
+    return struct.unpack(f"<{count}I", packed)
+
+
+def _whole_page(handle: BinaryIO | FileIO) -> Page | None:
+    head = handle.read(_HEAD.size)
+    lengths = _lengths(handle, head)
+    if lengths is None:
+        return None
+    _, dimensions, *shape, _, check = _HEAD.unpack(head)
+    strips = [handle.read(length) for length in lengths]
+    found = zlib.crc32(struct.pack(f"<{len(lengths)}I", *lengths))
+    for strip in strips:
+        found = zlib.crc32(strip, found)
+    if found != check or [len(strip) for strip in strips] != list(lengths):
+        return None
+    return Page(tuple(shape[:dimensions]), strips)

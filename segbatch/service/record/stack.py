@@ -11,6 +11,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tifffile
 
@@ -79,8 +80,10 @@ class StackRecorder:
         for spool in self._spools.values():
             spool.truncate(count)
 
-    def commit(self, page: int, record: QcRecord, products: Written) -> None:
+    def commit(self, page: int, record: QcRecord, products: Written) -> QcRecord:
         """Record frame ``page``; it reaches the disk when those before it have.
+
+        Returns the record with the file and page of its mask.
 
         Raises
         ------
@@ -94,6 +97,7 @@ class StackRecorder:
             self._waiting[page] = (record, _pages_of(products, self.names))
             while (ready := self._waiting.pop(self.next_page, None)) is not None:
                 self.append(*ready)
+        return with_mask(record, self.names, page)
 
     def append(self, record: QcRecord, pages: Mapping[Path, Page]) -> None:
         """Record the next frame with its compressed pages, by product file."""
@@ -110,6 +114,18 @@ class StackRecorder:
             raise storage_error(error, self.names.qc_lines) from error
         self.records.append(record)
         self._line_bytes.append(len(line))
+
+    def settle_on(self, size_bytes: int, mtime_ns: int) -> None:
+        """Note the size and time stamp that a raw has since its writer has finished."""
+        self.records = [
+            msgspec.structs.replace(
+                record,
+                frame=msgspec.structs.replace(
+                    record.frame, size_bytes=size_bytes, mtime_ns=mtime_ns
+                ),
+            )
+            for record in self.records
+        ]
 
     def finish(self, axes: OmeAxes | None) -> None:
         """Write the masks and then the QC log, whole, and drop the hidden files.
@@ -200,11 +216,12 @@ class StackPatcher:
         self._changes: dict[int, tuple[QcRecord, Mapping[Path, Page] | None]] = {}
         self._guard = threading.Lock()
 
-    def commit(self, page: int, record: QcRecord, products: Written) -> None:
-        """Note the new outcome of one frame."""
+    def commit(self, page: int, record: QcRecord, products: Written) -> QcRecord:
+        """Note the new outcome of one frame; return its record."""
         pages = None if products is Keep.PRODUCTS else _pages_of(products, self.names)
         with self._guard:
             self._changes[page] = (record, pages)
+        return with_mask(record, self.names, page)
 
     def finish(self, axes: OmeAxes | None) -> None:
         """Publish the stack with the changes, with the axes given or those that it had."""
@@ -258,6 +275,11 @@ def hidden_files(names: OutputNames) -> list[Path]:
     """Return the hidden files that a stack under way may have."""
     spools = [_hidden(path, SPOOL_SUFFIX) for path in names.products()]
     return [_hidden(names.qc_lines, JOURNAL_SUFFIX), *spools]
+
+
+def spool_of(product: Path) -> Path:
+    """Return where the pages of a mask are kept until the stack is whole."""
+    return _hidden(product, SPOOL_SUFFIX)
 
 
 def is_hidden(path: Path) -> bool:

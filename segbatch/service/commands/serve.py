@@ -1,0 +1,82 @@
+"""``segbatch serve``: the service, in the foreground, until a signal ends it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from segbatch import log
+from segbatch.errors import UsageError
+from segbatch.service.runner.runner import Runner
+from segbatch.service.signals import stop_on_signals
+from segbatch.settings import Settings
+from segbatch.settings.sections import WatchSettings
+
+_logger = log.get_logger(__name__)
+
+
+def serve_command(folders: Sequence[str], load_settings: Callable[[], Settings]) -> int:
+    """Serve the folders that are named and those of the settings; return the exit code.
+
+    130 and 143 stopped by a signal, after frames under way were finished.
+    Errors that end the service are raised with theirs.
+    """
+
+    def load() -> Settings:
+        settings = load_settings()
+        named = tuple(WatchSettings(path=folder) for folder in folders)
+        settings = msgspec.structs.replace(settings, watch=(*settings.watch, *named))
+        _require_sound(settings)
+        return settings
+
+    with stop_on_signals() as stopper:
+        runner = Runner(load, _state_folder(load()), stopper.event, lambda: stopper.exit_code or 1)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda *_: runner.ask_to_reload())
+        try:
+            runner.start()
+            runner.loop()
+        finally:
+            stopper.event.set()
+            runner.drain()
+            runner.stop()
+    return stopper.exit_code or 1
+
+
+def _state_folder(settings: Settings) -> Path:
+    """Return a folder for what this service notes: of systemd, or of the user, by its trees."""
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "segbatch"
+    names = sorted(str(Path(watch.path).resolve()) for watch in settings.watch)
+    names.append(settings.camera.out)
+    digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6).hexdigest()
+    return (Path(given) if given else home) / digest
+
+
+def _require_sound(settings: Settings) -> None:
+    """Raise UsageError where the settings name nothing to serve, or trees inside each other."""
+    camera = settings.camera
+    if not (settings.watch or camera.enabled):
+        raise UsageError(
+            "no folder to watch and no camera to drive",
+            "a [[watch]] table with a path, or camera.enabled = true",
+            "name a folder: segbatch serve /data/incoming",
+        )
+    if camera.enabled and not camera.out:
+        raise UsageError(
+            "camera.enabled without camera.out", "a folder for its frames", "set camera.out"
+        )
+    paths = [Path(watch.path).resolve() for watch in settings.watch]
+    for number, inner in enumerate(paths):
+        for other, outer in enumerate(paths):
+            if number != other and inner.is_relative_to(outer):
+                raise UsageError(
+                    f"{inner} is watched, and so is {outer}",
+                    "watched folders apart from each other",
+                    f"leave out {inner}: what lies below {outer} is watched with it",
+                )

@@ -1,0 +1,1 @@
+"""The service: watched trees in, results beside the raw files, for weeks."""
