@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from segbatch.acquire.camera.core import JavaCore
 from segbatch.acquire.camera.door import open_camera
 from segbatch.acquire.camera.errors import CameraBusyError, CameraError, CameraSilentError
 from segbatch.acquire.camera.run import Run
@@ -23,6 +26,7 @@ from tests.acquire.cameras import camera_settings, camera_threads, frames_in, op
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from segbatch.acquire.camera.core import Shot
     from segbatch.settings.sections import CameraSettings
 
 # pycromanager's bridge leaves the closing of its sockets to the interpreter.
@@ -123,7 +127,7 @@ def test_micro_manager_goes_and_comes_back(tmp_path: Path) -> None:
     """When Micro-Manager is killed the session says so, and goes on with the next one."""
     port = free_port()
     seen: list[CameraStatus] = []
-    settings = attached(frames=0, exposure_ms=40.0, timeout_s=1.0, out=str(tmp_path))
+    settings = attached(frames=0, exposure_ms=40.0, timeout_s=5.0, out=str(tmp_path))
     session = CameraSession(settings, lambda: seen.append(session.status), port=port)
     with micro_manager(port):
         session.start()
@@ -139,6 +143,46 @@ def test_micro_manager_goes_and_comes_back(tmp_path: Path) -> None:
 
     assert len(list(tmp_path.iterdir())) == 2
     assert len(find_raw_files(tmp_path)) == session.status.frames_written
+
+
+@pytest.mark.parametrize("dies_first", [False, True])
+def test_the_garbage_collector_never_waits_for_micro_manager(dies_first: bool) -> None:
+    """What is left of a camera can be thrown away in any thread when Micro-Manager is gone."""
+    port = free_port()
+    settings = attached(timeout_s=1.0)
+    with micro_manager(port) as server:
+        camera = open_camera(settings, port=port)
+        ask = partial(camera.core.api.getDevicePropertyNames, camera.label)
+        ring: list[object] = [camera.calls.ask("asking", ask)]
+        ring.append(ring)
+        if dies_first:
+            server.kill()
+            with pytest.raises(CameraSilentError):
+                camera.facts()
+        camera.close()
+    del ring, camera, ask
+    collecting = threading.Thread(target=gc.collect, daemon=True)
+    collecting.start()
+    collecting.join(30)
+    assert not collecting.is_alive()
+    until(lambda: not camera_threads(), "no thread left")
+
+
+def test_frames_over_the_bridge_leave_nothing_behind() -> None:
+    """However many images were taken, of Micro-Manager's objects only the core is held."""
+    port = free_port()
+    settings = attached(frames=12)
+    with micro_manager(port), opened(settings, port=port) as camera:
+        camera.start(12)
+        shots: list[Shot] = []
+
+        def all_came() -> bool:
+            shots.extend(camera.drain(4).shots)
+            return len(shots) == 12
+
+        until(all_came, "all frames")
+        assert isinstance(camera.core, JavaCore)
+        assert camera.core._objects == {camera.core.api}
 
 
 def test_nobody_listens() -> None:

@@ -163,7 +163,10 @@ class Camera:
         """Leave the camera; return whether it let go in time."""
         if self.calls.silent:
             self.core.abandon()
-        return self.calls.end(self._leave)
+        if self.calls.end(self._leave):
+            return True
+        self.core.abandon()
+        return False
 
     def _leave(self) -> None:
         try:

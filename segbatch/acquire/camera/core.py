@@ -8,6 +8,7 @@ thread of ``CoreCalls``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from segbatch.acquire.camera.errors import CameraError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -93,34 +94,64 @@ class PythonCore(Core):
 
 
 class JavaCore(Core):
-    """The core of a running Micro-Manager, over pycromanager's bridge to Java."""
+    """The core of a running Micro-Manager, over pycromanager's bridge to Java.
+
+    An object of the bridge that ends in the garbage collector asks Micro-Manager
+    to forget it, in whatever thread that happens to be, and waits for the answer
+    for ever. So all of them are held here, and parted with in the core's thread.
+    """
 
     backend = "java"
 
-    def __init__(self, api: Any, port: int) -> None:
-        super().__init__(api)
+    def __init__(self, port: int) -> None:
+        super().__init__(None)
         self._port = port
+        self._bridge: Any = None
+        self._objects: set[Any] = set()
+
+    def connect(self, timeout_s: float) -> None:
+        """Reach the Micro-Manager that runs."""
+        import pyjavaz.bridge
+        from pycromanager import Core as BridgeCore
+
+        bridges, port = pyjavaz.bridge.Bridge, self._port
+        # A bridge whose server went away waits for its answer for ever, and is handed out again
+        # to whoever asks for this port; the package has no other way to part with it.
+        bridges._cached_bridges_by_port.pop(port, None)
+        bridges._ports_with_terminated_servers.discard(port)
+        # Every object registers a function for the exit of the program and never takes it back:
+        # two a frame, for weeks.
+        pyjavaz.bridge.atexit = _NothingAtExit
+        options = {"port": port, "convert_camel_case": False, "timeout": int(1000 * timeout_s)}
+        self._bridge = bridges.create_or_get_existing_bridge(**options)
+        self._bridge._java_objects = self._objects
+        self.api = BridgeCore(**options)
 
     def texts(self, vector: Any) -> list[str]:
         """Return the list."""
-        return [str(vector.get(index)) for index in range(vector.size())]
+        with self._passing():
+            return [str(vector.get(index)) for index in range(vector.size())]
 
     def roi(self, camera: str) -> tuple[int, int, int, int]:
         """Return x, y, width and height in pixels."""
-        found = self.api.getROI(camera)
-        return int(found.x), int(found.y), int(found.width), int(found.height)
+        with self._passing():
+            found = self.api.getROI(camera)
+            return int(found.x), int(found.y), int(found.width), int(found.height)
 
     def pop(self) -> Shot:
         """Take the oldest image out of the ring buffer."""
-        return _untag(self.api.popNextTaggedImage())
+        with self._passing():
+            return _untag(self.api.popNextTaggedImage())
 
     def snapped(self) -> Shot:
         """Return the image that ``snapImage`` took."""
-        return _untag(self.api.getTaggedImage())
+        with self._passing():
+            return _untag(self.api.getTaggedImage())
 
     def let_go(self) -> None:
         """Give the bridge back; the running Micro-Manager stays as it is."""
-        self.api = None  # the bridge closes with its last object
+        for remote in list(self._objects):
+            self._forget(remote)  # the bridge closes with its last object
 
     def abandon(self) -> None:
         """End the wait for a Micro-Manager that is gone.
@@ -131,10 +162,35 @@ class JavaCore(Core):
         from pyjavaz import server_terminated
 
         server_terminated(self._port)
-        bridge = self.api._bridge
-        for remote in list(bridge._java_objects):
+        for remote in list(self._objects):
             remote._closed = True
-        bridge._closed = True
+        if self._bridge is not None:
+            self._bridge._closed = True
+            self._bridge._shutdown_event.set()
+
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Part with the objects that a question brought."""
+        try:
+            yield
+        finally:
+            for remote in [each for each in self._objects if each is not self.api]:
+                self._forget(remote)
+
+    def _forget(self, remote: Any) -> None:
+        try:
+            remote._close()
+        finally:
+            remote._closed = True
+            self._objects.discard(remote)
+
+
+class _NothingAtExit:
+    """Stands for ``atexit`` where objects are parted with by hand."""
+
+    @staticmethod
+    def register(_: object) -> None:
+        """Leave it."""
 
 
 def _untag(tagged: Any) -> Shot:

@@ -161,37 +161,23 @@ def _attach(settings: CameraSettings, port: int) -> Camera:
     if settings.config_file:
         _logger.info("configuration of the running Micro-Manager is used", not_loaded="config_file")
     calls = CoreCalls(settings.timeout_s)
-    cores: list[Core] = []
+    core = JavaCore(port)
 
     def connect() -> str:
-        from pycromanager import Core as BridgeCore
-        from pyjavaz.bridge import Bridge
-
-        # A bridge whose server went away waits for its answer for ever, and is handed out again
-        # to whoever asks for this port; the package has no other way to part with it.
-        Bridge._cached_bridges_by_port.pop(port, None)
-        Bridge._ports_with_terminated_servers.discard(port)
-        api = BridgeCore(
-            convert_camel_case=False, port=port, timeout=int(1000 * settings.timeout_s)
-        )
-        core = JavaCore(api, port)
-        cores.append(core)
+        core.connect(settings.timeout_s)
         if settings.device:
             label = _find(core, settings.device)
-            api.setCameraDevice(label)
+            core.api.setCameraDevice(label)
             return label
-        return _some(api.getCameraDevice())
-
-    def let_go() -> None:
-        for core in cores:
-            core.let_go()
+        return _some(core.api.getCameraDevice())
 
     try:
         label = calls.ask(f"attaching to Micro-Manager at port {port}", connect)
     except BaseException:
-        calls.end(let_go)
+        if not calls.end(core.let_go):
+            core.abandon()
         raise
-    return Camera(cores[0], calls, label, let_go)
+    return Camera(core, calls, label, core.let_go)
 
 
 def _some(label: str) -> str:
