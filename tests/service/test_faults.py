@@ -30,6 +30,7 @@ from segbatch.service.crew import OpenFile
 from segbatch.service.plan import Ledger, PlannedFile
 from segbatch.service.process import Process, select
 from segbatch.service.progress import Progress
+from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.single import SingleRecorder
 from segbatch.service.record.stack import StackPatcher, StackRecorder
 from segbatch.service.signals import stop_on_signals
@@ -465,12 +466,13 @@ def test_a_mask_is_written_before_its_log(tmp_path: Path, monkeypatch: pytest.Mo
     commit = SingleRecorder.commit
     seen: list[bool] = []
 
-    def looking(recorder: SingleRecorder, page: int, record: Any, products: Any) -> None:
-        commit(recorder, page, record, products)
+    def looking(recorder: SingleRecorder, page: int, record: QcRecord, products: Any) -> QcRecord:
+        committed = commit(recorder, page, record, products)
         for path in tmp_path.glob("*_qc.json"):
             found = json.loads(path.read_bytes())
             if found["mask"] is not None:
                 seen.append((tmp_path / found["mask"]["file"]).is_file())
+        return committed
 
     monkeypatch.setattr(SingleRecorder, "commit", looking)
     process_here(tmp_path)
