@@ -1,0 +1,63 @@
+"""The command `segbatch` itself: what all its commands have in common."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from segbatch import __version__
+from segbatch.errors import SegbatchError, StorageError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Program(click.Group):
+    """The command group; reports our errors as got, wanted, remedy, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a known error becomes a message and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except SegbatchError as error:
+            self._report(ctx, error)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # click ends quietly when a reader such as head went away
+            file = f" {error.filename}" if error.filename else ""
+            told = StorageError(
+                f"{error.strerror or error}:{file}", "files that answer", "segbatch doctor FOLDER"
+            )
+            self._report(ctx, told)
+
+    @staticmethod
+    def _report(ctx: click.Context, error: SegbatchError) -> NoReturn:
+        from segbatch import log
+
+        if ctx.params.get("debug"):
+            traceback.print_exc()
+        log.report_error(error)
+        if "--json" in sys.argv[1:]:
+            click.echo(json.dumps({"runs": [], "error": error.as_dict()}, indent=2))
+        ctx.exit(error.exit_code)
+
+
+@click.group(cls=Program, context_settings=HELP)
+@click.version_option(__version__, message="%(version)s")
+@click.option("--verbose", "-v", is_flag=True, help="Log debug lines too.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(verbose: bool, debug: bool) -> None:
+    """Turn a microscope's frames into masks and verdicts, unattended.
+
+    \b
+    Example:
+      segbatch process /data/run42
+    """
+    from segbatch import log
+
+    log.configure(verbose=verbose)
