@@ -47,7 +47,8 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     noise_spread_octaves
         Least standard deviation assumed for that, octaves.
     noise_clear_snr
-        Signal-to-noise ratio below which a frame noisier than its group is rejected.
+        Signal-to-noise ratio below which a frame noisier than its group is rejected; where noise
+        is more than 4 times the group's, it grows with the octaves of it, to twice at 16 times.
     noise_snr_loss
         It is also rejected where its ratio is this many times lower than the group's median.
     snr
@@ -60,21 +61,21 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Least drop of focus, octaves, that counts as blur by comparison.
     blur_third_z, blur_third_drop_octaves
         The same two for the least sharp third of the objects, where the median object falls
-        by at least half of ``blur_drop_octaves``.
+        by at least half of its own limit, or contrast below half of the group's median.
     blur_drop_most_octaves
         Drop of focus that counts as blur however much the group scatters.
     blur_signal_loss
-        A frame without fine detail is blurred where its contrast is this many times lower
-        than its group's median.
+        A frame without fine detail, or sharper than any in focus, is blurred where its contrast
+        is this many times lower than its group's median.
     warm_up_frames
         Frames needed before frames are compared with each other.
     """
 
     enabled: bool = True
     torn_zero_rows: Count = 2
-    torn_columns_fraction: Fraction = 0.08
+    torn_columns_fraction: Fraction = 0.05
     torn_rival_ratio: Annotated[float, Meta(ge=1.0)] = 4.0
-    torn_step_z: Positive = 8.0
+    torn_step_z: Positive = 7.5
     saturated_fraction: Fraction = 0.01
     saturated_bright_fraction: Fraction = 0.4
     saturated_object_fraction: Fraction = 0.25
@@ -88,7 +89,7 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     noise_snr_loss: Annotated[float, Meta(ge=1.0)] = 5.0
     snr: Annotated[float, Meta(ge=0.0)] = 4.0
     focus_octaves: float = -7.0
-    blur_z: Positive = 5.0
+    blur_z: Positive = 7.0
     blur_drop_octaves: Positive = 0.75
     blur_third_z: Positive = 7.0
     blur_third_drop_octaves: Positive = 0.9

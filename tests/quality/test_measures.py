@@ -186,6 +186,41 @@ def test_a_step_no_larger_than_the_noise_of_a_pixel_is_found() -> None:
     assert whole is None or whole < 6
 
 
+@pytest.mark.parametrize("row", [9, 150, 391])
+def test_a_step_far_below_the_noise_of_a_pixel_is_found(row: int) -> None:
+    """In a frame with few objects a level that changes by a third of the noise is a tear."""
+    frame = beads(13, noise=8, count=4).astype(np.float64)
+    whole = measure(finish(frame), CEILING).tear_step_z
+    frame[row:] += 8 / 3
+    found = measure(finish(frame), CEILING)
+    assert found.tear_step_row is not None
+    assert abs(found.tear_step_row - row) <= 1
+    assert found.tear_step_z is not None
+    assert found.tear_step_z > 7
+    assert whole is None or whole < 6
+
+
+def test_light_that_changes_over_a_few_rows_is_no_tear() -> None:
+    """A level that changes within eight rows, as the sharpest edge of a shadow may, is no step."""
+    frame = beads(13, noise=4, count=4).astype(np.float64)
+    frame += np.clip((np.arange(400) - 200) / 8, 0, 1)[:, None] * 30
+    step = measure(finish(frame), CEILING).tear_step_z
+    assert step is None or step < 6
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_filaments_that_run_along_rows_are_no_tear(seed: int) -> None:
+    """A few long objects that begin at a row are in some columns, not in most."""
+    rng = np.random.default_rng(seed)
+    image = np.full((400, 520), 30, np.float32)
+    for _ in range(5):
+        left, row = (int(value) for value in rng.integers((20, 20), (250, 380)))
+        cv2.line(image, (left, row), (left + 240, row + int(rng.integers(-2, 3))), 250, 2)
+    frame = finish(cv2.GaussianBlur(image, (0, 0), 1.3) + rng.normal(0, 3, image.shape))
+    step = measure(frame, CEILING).tear_step_z
+    assert step is None or step < 6
+
+
 def test_two_fields_of_equal_light_are_told_apart() -> None:
     """A crowd of beads that is cut at a row breaks there in many more columns than elsewhere."""
     frame = beads(15, count=400)

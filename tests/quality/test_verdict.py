@@ -134,6 +134,78 @@ def test_a_few_objects_adrift_are_no_blur() -> None:
     assert rules["third-below-run"].excused_by == "the median object is sharp"
 
 
+def judge_measures(run: list[Measures]) -> list[Verdict]:
+    """Verdicts on the frames of one run, given by their measures."""
+    judge = Judge(QualitySettings())
+    for key, measures in enumerate(run):
+        judge.judge(key, measures, str(key), "")
+    return list(judge.settle().values())
+
+
+def changed(
+    frame: Measures, *, focus: float = 0, third: float = 0, signal: float = 1, noise: float = 1
+) -> Measures:
+    """Add octaves to both measures of focus, and multiply contrast and noise."""
+    assert frame.focus is not None
+    assert frame.focus_least_third is not None
+    assert frame.signal is not None
+    assert frame.noise_sigma is not None
+    return msgspec.structs.replace(
+        frame,
+        focus=frame.focus + focus,
+        focus_least_third=frame.focus_least_third + third,
+        signal=frame.signal * signal,
+        noise_sigma=frame.noise_sigma * noise,
+        snr=frame.signal * signal / (frame.noise_sigma * noise),
+    )
+
+
+def test_rings_out_of_focus_do_not_set_the_standard() -> None:
+    """Frames without contrast that look sharper than the others are blurred, and only they."""
+    run = [measure(frame, CEILING) for frame in good(14)]
+    run[3:3] = [changed(run[0], focus=2.5, third=2.5, signal=0.1) for _ in range(3)]
+    found = [verdict.reasons for verdict in judge_measures(run)]
+    assert [i for i, reasons in enumerate(found) if reasons] == [3, 4, 5]
+    assert found[3] == ("blurred",)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_fifths_of_a_run_out_of_focus_do_not_hide_the_blur_of_one_depth(seed: int) -> None:
+    """What is normal for the least sharp third is told by the frames in focus alone."""
+    sharp_um, blurred_um = [0.0, 0.1, 0.2, 0.3] * 3, [0.6, 0.65] * 4
+    depths_um = np.random.default_rng(seed).permutation(sharp_um + blurred_um)
+    frame = measure(beads(1), CEILING)
+    # Defocus takes with its square; of a specimen deeper than the depth of field some is in focus.
+    run = [changed(frame, focus=-1.6 * d**2, third=-3.3 * d**2) for d in depths_um.tolist()]
+    found = [verdict.accepted for verdict in judge_measures(run)]
+    assert found == [d < 0.5 for d in depths_um]
+
+
+@pytest.mark.parametrize(
+    ("noise", "snr", "noisy"),
+    [(1.0, 16, False), (3.5, 16, False), (12.0, 16, True), (12.0, 23, False), (64.0, 25, False)],
+)
+def test_the_noisier_a_frame_is_the_clearer_its_structure_must_stand(
+    noise: float, snr: float, noisy: bool
+) -> None:
+    """What is clear in a little noise is not in much, but twice as much is clear in any."""
+    run = [measure(frame, CEILING) for frame in good(12)]
+    run = [changed(m, signal=50 * (m.noise_sigma or 0) / (m.signal or 1)) for m in run]
+    run.append(changed(run[0], noise=noise, signal=noise * snr / 50))
+    verdict = judge_measures(run)[-1]
+    assert verdict.reasons == (("noisy",) if noisy else ())
+
+
+def test_noise_of_light_that_is_spread_is_called_blur() -> None:
+    """A frame out of focus is called blurred, though the light it spreads has more noise."""
+    run = [measure(frame, CEILING) for frame in good(12)]
+    run.append(changed(run[0], focus=-4, third=-4, signal=0.1, noise=2))
+    verdict = judge_measures(run)[-1]
+    rules = {rule.rule: rule for rule in verdict.rules}
+    assert verdict.reasons == ("blurred",)
+    assert rules["noise-above-run"].excused_by == "out of focus"
+
+
 def test_a_run_that_is_blurred_throughout_is_not_taken_for_normal() -> None:
     """The fixed limit rejects frames that are all equally far out of focus."""
     found = settle([beads(i, count=200, blur_px=12, noise=0.5) for i in range(12)])

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 # The sharpest tenth of a group stands for what is in focus.
 _SHARP_QUANTILE = 0.9
 _SHARP_QUANTILE_SIGMAS = 1.2816  # the same of a normal variable
+# Noise beyond that of the run up to which a signal-to-noise ratio of ``noise_clear_snr`` is clear,
+# and how many times as much is clear whatever the noise: a channel of few frames may need gain.
+_CLEAR_OCTAVES, _CLEAR_AT_MOST = 2.0, 2.0
+# Frames in focus keep this share of the contrast of the group.
+_CONTRAST_KEPT = 0.5
+# Sharp frames needed to tell how much the least sharp third of their objects scatters.
+_LEAST_SHARP_FRAMES = 5
 # Median absolute deviation to standard deviation of a normal variable.
 _MAD_TO_SIGMA = 1.4826
 
@@ -79,13 +86,18 @@ class Peers:
     ) -> None:
         needed = settings.warm_up_frames
         members = list(group)
-        self.focus = _focus_level([m.focus for m in members if m.focus is not None], needed)
-        self.least_third = _focus_level(
-            [m.focus_least_third for m in members if m.focus_least_third is not None], needed
-        )
         signal = [m.signal for m in members if m.signal is not None]
         self.signals = len(signal)
         self.signal = float(np.median(signal)) if len(signal) >= needed else None
+        # Rings of large objects far out of focus may look sharper than the objects in focus.
+        least = (self.signal or 0.0) / settings.blur_signal_loss
+        clear = [m for m in members if m.signal is not None and m.signal >= least]
+        self.focus = _focus_level([m.focus for m in clear if m.focus is not None], needed)
+        # Octaves by which focus may stay below the sharp frames.
+        spread = self.focus.spread if self.focus else 0.0
+        drop = max(settings.blur_z * spread, settings.blur_drop_octaves)
+        self.focus_drop = min(drop, settings.blur_drop_most_octaves)
+        self.least_third = self._third_of_sharp(clear)
         # Noise can be compared across a run; focus, which depends on the specimen, cannot.
         self.noise_scope: Literal["group", "run"] = "group" if len(members) >= needed else "run"
         if self.noise_scope == "run":
@@ -94,6 +106,21 @@ class Peers:
         snr = [m.snr for m in members if m.snr is not None]
         self.snr = float(np.median(snr)) if snr else 0.0
         self.warm = self.noise is not None and self.focus is not None
+
+    def _third_of_sharp(self, clear: list[Measures]) -> _Level | None:
+        """Level of the least sharp third where the median object is sharp.
+
+        Where many frames are out of focus, all of them together scatter too widely.
+        """
+        if self.focus is None:
+            return None
+        least = self.focus.reference - self.focus_drop / 2
+        third = [
+            m.focus_least_third
+            for m in clear
+            if m.focus is not None and m.focus_least_third is not None and m.focus >= least
+        ]
+        return _focus_level(third, _LEAST_SHARP_FRAMES)
 
 
 class _Level(msgspec.Struct, frozen=True):
@@ -145,26 +172,28 @@ def judge_by_rules(m: Measures, repeated: bool, peers: Peers, s: QualitySettings
     """
     without_detail = m.fine_snr is not None and m.fine_snr < s.fine_snr
     blur = [
-        _focus_below_run(m, peers, s),
+        _focus_below_run(m, peers),
         _third_below_run(m, peers, s),
         _faded_below_run(m, peers, s, without_detail),
         _limit("no-focus", "blurred", m, "focus", s.focus_octaves),
     ]
     faint = _limit("faint", "underexposed", m, "signal", s.underexposed_signal_counts)
+    above = _noise_above_run(m, peers, s)
     noisy = _limit("noise-over-signal", "noisy", m, "snr", s.snr)
     if m.ceiling is None:
         faint = _excuse(faint, "counts without a known ceiling")
     certain = certain_rules(m, repeated, s)
     if any(rule.failed for rule in blur):
-        # Neither more light nor less noise would help a frame that is out of focus.
-        faint, noisy = _excuse(faint, "out of focus"), _excuse(noisy, "out of focus")
+        # Neither more light nor less noise would help a frame that is out of focus; light
+        # that is spread has itself more noise.
+        faint, above, noisy = (_excuse(rule, "out of focus") for rule in (faint, above, noisy))
     elif any(rule.failed for rule in certain[-2:]) and without_detail:
         faint = _excuse(faint, "empty")
     return [
         *certain[:-2],
         faint,
         *certain[-2:],
-        _noise_above_run(m, peers, s),
+        above,
         noisy,
         *blur,
     ]
@@ -247,17 +276,17 @@ def _noise_above_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
         reference=level.reference if level else None,
         spread=level.spread if level else None,
     )
-    if m.snr is None or m.snr >= max(s.noise_clear_snr, peers.snr / s.noise_snr_loss):
+    # The more of it there is, the more clearly structure must stand.
+    more = 0.0 if value is None or level is None else (value - level.reference) / _CLEAR_OCTAVES
+    clear = s.noise_clear_snr * min(max(more, 1.0), _CLEAR_AT_MOST)
+    if m.snr is None or m.snr >= max(clear, peers.snr / s.noise_snr_loss):
         return _excuse(rule, "structure stands clear of it")
     return rule
 
 
-def _focus_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
+def _focus_below_run(m: Measures, peers: Peers) -> Rule:
     level = peers.focus
-    limit = None
-    if level is not None:
-        drop = max(s.blur_z * level.spread, s.blur_drop_octaves)
-        limit = level.reference - min(drop, s.blur_drop_most_octaves)
+    limit = None if level is None else level.reference - peers.focus_drop
     return _sharpness("focus-below-run", "focus", m.focus, level, limit)
 
 
@@ -266,7 +295,8 @@ def _third_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
 
     A specimen deeper than the depth of field always has something in focus, wherever
     focus is: the median object hardly tells, those farthest from focus do. A few
-    objects adrift are no blur, so the median must have fallen by half its own limit.
+    objects adrift are no blur, so the median must have fallen by half its own limit,
+    or contrast be lost.
     """
     level, value = peers.least_third, m.focus_least_third
     limit = None
@@ -275,7 +305,8 @@ def _third_below_run(m: Measures, peers: Peers, s: QualitySettings) -> Rule:
     rule = _sharpness("third-below-run", "focus_least_third", value, level, limit)
     if peers.focus is None or m.focus is None:
         return rule
-    if m.focus >= peers.focus.reference - s.blur_drop_octaves / 2:
+    sharp = m.focus >= peers.focus.reference - peers.focus_drop / 2
+    if sharp and (m.signal or 0.0) >= _CONTRAST_KEPT * (peers.signal or 0.0):
         return _excuse(rule, "the median object is sharp")
     return rule
 
@@ -299,7 +330,10 @@ def _sharpness(
 
 
 def _faded_below_run(m: Measures, peers: Peers, s: QualitySettings, without_detail: bool) -> Rule:
-    """Compare contrast with the group's, where no fine detail is left to tell focus by."""
+    """Compare contrast with the group's, where focus cannot be told by fine detail.
+
+    There is none left, or it is that of the rings about large objects out of focus.
+    """
     limit = None if peers.signal is None else peers.signal / s.blur_signal_loss
     rule = Rule(
         rule="faded-below-run",
@@ -313,7 +347,13 @@ def _faded_below_run(m: Measures, peers: Peers, s: QualitySettings, without_deta
         frames=peers.signals,
         reference=peers.signal,
     )
-    return rule if without_detail else _excuse(rule, "fine detail is left")
+    if without_detail or (peers.focus is not None and _sharper(m, peers.focus, peers.focus_drop)):
+        return rule
+    return _excuse(rule, "fine detail is left")
+
+
+def _sharper(m: Measures, level: _Level, drop: float) -> bool:
+    return m.focus is not None and m.focus > level.reference + drop
 
 
 def _limit(

@@ -25,9 +25,16 @@ _SIDE_ROWS = 8
 _MIN_BLOCKS = 8
 # A break is this many times as steep as the rows next to it, and above this much noise.
 _STEEPER, _ABOVE_NOISE = 3.0, 5.0
-# A step lasts where the rows beyond differ by at least this share of it.
-_LASTING = 0.6
+# One or two blocks of columns may break by chance.
+_LEAST_BROKEN = 3
+# The level is averaged over up to this many rows on either side. A step lasts where the rows
+# beyond differ by at least a share of it, is one where a share of that is at one row, and is
+# of most columns where the median column has at least a share of it.
+_FEW_ROWS = 4
+_LASTING, _AT_ONCE, _IN_MOST = 0.6, 0.5, 0.6
 _MAD_TO_SIGMA = 1.4826
+# A normal variable stays within so many standard deviations so often.
+_TAIL, _TAIL_SIGMAS = 0.95, 1.96
 # Larger values are no counts; their sums over a block are no float32.
 _LARGEST = np.float32(1e30)
 
@@ -80,7 +87,10 @@ def find_tear(frame: NDArray[Any], noise: float) -> Tear:
     steps = means[1:] - means[:-1]
     # Steps between block means scatter by sqrt(2) of the mean's own noise.
     scatter = noise * float(np.sqrt(2 * blocks / width))
-    return replace(_breaks(steps, scatter), **_level_step(means, steps, scatter))
+    # One row on either side tells best among many objects, a few where there is little but noise.
+    found = [_level_step(means, steps, scatter, rows) for rows in (1, _FEW_ROWS)]
+    level_step = max(found, key=lambda step: step.get("step_z") or 0.0)
+    return replace(_breaks(steps, scatter), **level_step)
 
 
 def _breaks(steps: NDArray[np.float32], scatter: float) -> Tear:
@@ -88,36 +98,67 @@ def _breaks(steps: NDArray[np.float32], scatter: float) -> Tear:
     steep = np.abs(steps)
     beside = np.maximum(steep[:-2], steep[2:])
     broken = (steep[1:-1] > _STEEPER * beside) & (steep[1:-1] > _ABOVE_NOISE * scatter)
-    fraction = broken.mean(axis=1)
-    at = _SIDE_ROWS + int(np.argmax(fraction[_SIDE_ROWS:-_SIDE_ROWS]))
-    if fraction[at] * steps.shape[1] < 2:
+    count = np.count_nonzero(broken, axis=1)
+    at = _SIDE_ROWS + int(np.argmax(count[_SIDE_ROWS:-_SIDE_ROWS]))
+    if count[at] < _LEAST_BROKEN:
         return Tear()
-    others = np.delete(fraction, slice(at - 1, at + 2))
-    return Tear(row=at + 2, fraction=float(fraction[at]), rival_fraction=float(others.max()))
+    others = np.delete(count, slice(at - 1, at + 2))
+    blocks = steps.shape[1]
+    return Tear(at + 2, int(count[at]) / blocks, int(others.max()) / blocks)
 
 
 def _level_step(
-    means: NDArray[np.float32], steps: NDArray[np.float32], scatter: float
+    means: NDArray[np.float32], steps: NDArray[np.float32], scatter: float, rows: int
 ) -> dict[str, Any]:
-    """Find the row at which the level of most columns steps and stays."""
+    """Find the row at which the level of most columns, over ``rows`` on either side, steps."""
+    few = means
+    if rows > 1:
+        few = np.asarray(cv2.blur(means, (1, rows)), np.float32)
+        few = few[rows // 2 : len(means) - (rows - 1) // 2]
     # Clipped, so that objects which begin or end at a row count little.
-    level = np.clip(steps, -3 * scatter, 3 * scatter).mean(axis=1)
-    level -= np.median(level)
-    at = _SIDE_ROWS + int(np.argmax(np.abs(level[_SIDE_ROWS:-_SIDE_ROWS])))
-    row = at + 1
-    upper = np.median(means[row - _SIDE_ROWS : row], axis=0)
-    lower = np.median(means[row : row + _SIDE_ROWS], axis=0)
-    lasting = float(np.clip(lower - upper, -3 * scatter, 3 * scatter).mean())
-    step = float(level[at])
-    if (step > 0) != (lasting > 0) or abs(lasting) < _LASTING * abs(step):
+    level = _clipped_mean(few[rows:] - few[:-rows], 3 * scatter / float(np.sqrt(rows)))
+    drift = float(np.median(level))
+    level -= drift
+    side = _SIDE_ROWS - rows + 1
+    middle = side + int(np.argmax(np.abs(level[side:-side])))
+    size = float(level[middle])
+    # A step that is clipped is as high a few rows beside where it is.
+    beside = steps[middle : middle + 2 * rows - 1]
+    single = _clipped_mean(beside, 3 * scatter) - drift / rows
+    at = int(np.argmax(single * np.sign(size)))
+    step, row = float(single[at]), middle + at + 1
+    upper = np.median(means[max(row - _SIDE_ROWS, 0) : row], axis=0)
+    beyond = np.median(means[row : row + _SIDE_ROWS], axis=0) - upper
+    lasting = float(_clipped_mean(beyond[None], 3 * scatter)[0])
+    whole = float(np.median(beyond))
+    if step * size <= 0 or step * lasting <= 0 or abs(lasting) < _LASTING * abs(step):
         return {}
-    spread = _MAD_TO_SIGMA * float(np.median(np.abs(level)))
-    least = scatter / float(np.sqrt(means.shape[1]))
+    at_once = float(np.median(steps[row - 1])) * np.sign(whole)
+    if at_once < _AT_ONCE * abs(whole) or abs(whole) < _IN_MOST * abs(size):
+        return {}
+    spread = _scatter_of(np.delete(level, slice(max(middle - 2 * rows, 0), middle + 2 * rows)))
+    least = scatter / float(np.sqrt(rows * means.shape[1]))
     return {
         "step_row": row,
-        "step": float(np.median(lower - upper)),
-        "step_z": abs(step) / max(spread, least) if least > 0 else None,
+        "step": whole,
+        "step_z": abs(size) / max(spread, least) if least > 0 else None,
     }
+
+
+def _scatter_of(level: NDArray[np.float32]) -> float:
+    """Return the standard deviation of steps: of most rows, or of those that step most.
+
+    Where few rows hold something that runs along them, these tell how much it steps.
+    """
+    size = np.sort(np.abs(level))
+    most = size[int(_TAIL * len(size))] / _TAIL_SIGMAS
+    return max(_MAD_TO_SIGMA * float(np.median(size)), float(most))
+
+
+def _clipped_mean(values: NDArray[np.float32], reach: float) -> NDArray[np.float32]:
+    """Mean of each row (Y, blocks) of values held within ``reach`` of 0, (Y,)."""
+    held = np.clip(values, -reach, reach)
+    return np.asarray(cv2.reduce(held, 1, cv2.REDUCE_AVG), np.float32).ravel()
 
 
 def _column_blocks(frame: NDArray[Any], blocks: int) -> NDArray[np.float32]:
