@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -60,4 +61,18 @@ def main(verbose: bool, debug: bool) -> None:
     """
     from segbatch import log
 
+    _fill_closed_streams()
     log.configure(verbose=verbose)
+
+
+def _fill_closed_streams() -> None:
+    """Put the null device where a standard stream is closed (``2>&-``, some schedulers).
+
+    Else the next file opened, a mask perhaps, would take its number and what is written to it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115

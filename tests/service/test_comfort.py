@@ -107,7 +107,23 @@ def test_a_full_disk_under_the_log_does_not_cost_the_run(folder: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("stderr", ["", "2>/dev/full"])
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_cost_the_run(folder: Path, closed: str) -> None:
+    """Where standard streams are closed, every frame gets its outcome and its own mask."""
+    raws = {path: path.read_bytes() for path in folder.glob("*.tif")}
+    done = segbatch_with(closed, "--verbose", "process", folder)
+    found = runs.outcomes(folder)
+    assert done.returncode == 0
+    assert len(found) == 9
+    assert {path: path.read_bytes() for path in raws} == raws
+    assert runs.hidden_files(folder) == []
+    runs.clear(folder)
+    assert runs.segbatch("process", folder).returncode == 0
+    assert runs.outcomes(folder) == found
+
+
+@posix
+@pytest.mark.parametrize("stderr", ["", "2>/dev/full", "2>&-"])
 def test_an_early_error_is_one_json_document(tmp_path: Path, stderr: str) -> None:
     """With --json a folder that is not there is one document on stdout, and exit code 2."""
     if stderr.endswith("full") and not Path("/dev/full").exists():
