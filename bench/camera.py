@@ -4,7 +4,8 @@
 
 Micro-Manager's simulated camera gives 1440 x 1080 px, 10 bits, 34.8 frames/s, beads. With
 ``segbatch serve`` as a child process that drives it and watches the folder it writes to, or,
-``--without-serve``, with ``segbatch acquire`` alone. Ten minutes take 65 GB.
+``--without-serve``, with ``segbatch acquire`` alone. Ten minutes take 65 GB. Exit code 1 where a
+run failed or was tried again, or a frame was lost or dropped.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def calibrate(folder: Path, kind: str) -> float:
     exposure_ms = 1000 / RATE_PER_S - 1
     for trial in range(3):
         record = acquire(folder / f"trial_{trial}", exposure_ms, 120, kind, [])
+        if not record["period_ms"]:
+            raise SystemExit(f"no calibration: {record['error']}")
         exposure_ms += 1000 / RATE_PER_S - record["period_ms"]
     return exposure_ms - MARGIN_MS
 
@@ -73,7 +76,13 @@ def acquire(
         answer, told = child.communicate()
     if not answer:
         raise SystemExit(told)
-    return dict(json.loads(answer)["runs"][0])
+    runs = json.loads(answer)["runs"]
+    return dict(runs[0]) if runs else failed(told)
+
+
+def failed(why: str) -> dict[str, Any]:
+    """End the program where there is nothing to measure."""
+    raise SystemExit(why[-4000:])
 
 
 def watch(child: subprocess.Popen[str], memory: list[tuple[float, float]]) -> None:
@@ -113,10 +122,11 @@ def statuses(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
 
 def serve(
     folder: Path, exposure_ms: float, frames: int, kind: str, patience_s: float
-) -> tuple[dict[str, Any], dict[str, Any], list[tuple[float, float]]]:
+) -> tuple[list[dict[str, Any]], list[str], dict[str, Any], list[tuple[float, float]]]:
     """Run `segbatch serve` until it has worked off what the camera took.
 
-    Returns the camera's record, the service's last status, and its memory over time.
+    Returns the camera's records, what its log says of attempts that failed, the service's last
+    status, and its memory over time.
     """
     watched = folder / "watched"
     watched.mkdir()
@@ -143,24 +153,47 @@ def serve(
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(120)
-    records = sorted(watched.glob("*/segbatch_camera.json"))
+    told = (folder / "serve.log").read_text(encoding="utf-8")
+    files = watched.glob("*/segbatch_camera.json")
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if not records:
-        raise SystemExit((folder / "serve.log").read_text(encoding="utf-8")[-4000:])
-    return json.loads(records[-1].read_text(encoding="utf-8")), last, memory
+        failed(told)
+    records.sort(key=lambda record: record["started_at"])
+    return records, attempts_that_failed(told), last, memory
+
+
+def attempts_that_failed(log: str) -> list[str]:
+    """Return why the camera's session had to try again; a run without a frame leaves no folder."""
+    whys = []
+    for line in log.splitlines():
+        with contextlib.suppress(ValueError):
+            said = json.loads(line)
+            if said.get("event") in ("camera failed", "camera waiting"):
+                whys.append(f"{said['event']}: {said.get('error')}")
+    return whys
 
 
 def show(
-    record: dict[str, Any], status: dict[str, Any] | None, memory: list[tuple[float, float]]
+    records: list[dict[str, Any]],
+    status: dict[str, Any] | None,
+    memory: list[tuple[float, float]],
 ) -> None:
     """Print the table."""
+    periods = [record["period_ms"] for record in records if record["period_ms"]]
+    totals = {
+        name: sum(record[name] for record in records)
+        for name in ("taken", "written", "not_written", "dropped", "unsynced")
+    }
+    most = max(record["ring_most_used"] for record in records)
     rows: dict[str, object] = {
-        "frames/s": f"{1000 / record['period_ms']:.2f}",
-        "taken": record["taken"],
-        "written": record["written"],
-        "not written": record["not_written"],
-        "dropped": record["dropped"],
-        "written without waiting for the disk": record["unsynced"],
-        "ring buffer, most used": f"{record['ring_most_used']} of {record['ring_capacity']}",
+        "frames/s": f"{1000 / periods[-1]:.2f}" if periods else "unknown",
+        "folders": ", ".join(f"{record['taken']} {record['state']}" for record in records),
+        "taken": totals["taken"],
+        "written": totals["written"],
+        "not written": totals["not_written"],
+        "dropped": totals["dropped"],
+        "written without waiting for the disk": totals["unsynced"],
+        "ring buffer, most used": f"{most} of {records[-1]['ring_capacity']}",
     }
     if status is not None:
         frames = status["frames"]
@@ -176,8 +209,28 @@ def show(
     print("\n| | |\n|---|---|")
     for name, value in rows.items():
         print(f"| {name} | {value} |")
-    for gap in record["gaps"]:
-        print(f"gap: {json.dumps(gap)}")
+    for record in records:
+        for gap in record["gaps"]:
+            print(f"gap: {json.dumps(gap)}")
+
+
+def faults(
+    records: list[dict[str, Any]], attempts: list[str], frames: int, status: dict[str, Any] | None
+) -> list[str]:
+    """Return what keeps the measurement from being a good one."""
+    found = attempts + [
+        f"run of {record['taken']} frames {record['state']}: {record['error']}"
+        for record in records
+        if record["state"] != "complete"
+    ]
+    taken, written = (sum(record[name] for record in records) for name in ("taken", "written"))
+    if taken != frames or written != taken:
+        found.append(f"{frames} frames wanted, {taken} taken, {written} written")
+    if dropped := sum(record["dropped"] for record in records):
+        found.append(f"{dropped} frames dropped")
+    if status is not None and sum(status["frames"].values()) != written:
+        found.append(f"{sum(status['frames'].values())} of {written} frames judged")
+    return found
 
 
 def main() -> None:
@@ -202,13 +255,17 @@ def main() -> None:
         exposure_ms = calibrate(folder, given.format)
         print(f"exposure for {RATE_PER_S} frames/s: {exposure_ms:.3f} ms", flush=True)
         memory: list[tuple[float, float]] = []
-        status = None
+        status, attempts = None, list[str]()
         if given.without_serve:
-            record = acquire(folder / "run", exposure_ms, frames, given.format, memory)
+            records = [acquire(folder / "run", exposure_ms, frames, given.format, memory)]
         else:
             patience_s = 60 * given.patience_minutes
-            record, status, memory = serve(folder, exposure_ms, frames, given.format, patience_s)
-        show(record, status, memory)
+            records, attempts, status, memory = serve(
+                folder, exposure_ms, frames, given.format, patience_s
+            )
+        show(records, status, memory)
+    if found := faults(records, attempts, frames, status):
+        raise SystemExit("\n".join(["", "failed:", *found]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Files beside the images that tell where each stands, read as they grow.
 
 A run of 100,000 frames would take hours if its index was read again for each
-of them: what was parsed is kept, and only what was appended is read.
+of them: what was parsed is kept, and only what was appended is read. A run of
+many positions has such a file in each of their folders and visits them in
+turn, so the bound of what is kept is one of memory, not of a few files.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ _BLOCK = 1 << 16
 _HEAD_BYTES, _TAIL_BYTES = 4096, 256  # by which a file that was rewritten is known
 _LONGEST_KEY = 4096
 _LONGEST_ENTRY = 1 << 24
-_KEPT = 4  # side files, each of them with all of its entries
+# Of all side files that are kept: about 300 MB at 180 to 300 bytes each. The largest runs in
+# use, a plate of 384 positions with 1000 images each, need 384,000.
+_MOST_ENTRIES = 1 << 20
+_ENTRIES_OF_AN_EMPTY_FILE = 32  # what a file costs besides, in the same measure
 _KEY = re.compile(rb'"(?:(Metadata|Coords)-([^"\\\n]+)|FrameKey-(\d+)-\d+-(\d+))"\s*:')
 
 
@@ -56,8 +61,14 @@ class SideFile:
         self.order = order
         self.lock = threading.Lock()
         self.at = self.size = self._mtime_ns = 0
+        self.weighed = 0  # what it was last counted as, where it is kept
         self._identity = (0, 0)
         self._head = self._tail = b""
+
+    @property
+    def entry_count(self) -> int:
+        """Entries that are held in memory."""
+        raise NotImplementedError
 
     def update(self, file: RawFile) -> None:
         """Parse what was appended since the last call."""
@@ -102,9 +113,15 @@ class IndexFile(SideFile):
     entries: dict[bytes, list[IndexEntry]]
     newest: bytes
     room_follows: bool
+    _count = 0
+
+    @property
+    def entry_count(self) -> int:
+        """Entries that are held in memory."""
+        return self._count
 
     def _forget(self) -> None:
-        self.entries, self.newest, self.room_follows = {}, b"", False
+        self.entries, self.newest, self.room_follows, self._count = {}, b"", False, 0
 
     def _parse(self, file: RawFile) -> None:
         wanted = _BLOCK
@@ -140,6 +157,7 @@ class IndexFile(SideFile):
                 data[at + 4 : names_at], offset, width, height, kind, packed, meta, meta_bytes
             )
             self.entries.setdefault(name, []).append(entry)
+            self._count += 1
             self.newest = name
             at = numbers_at + 32
         return at, False
@@ -154,6 +172,15 @@ class MetadataFile(SideFile):
 
     is_micro_manager: bool
     only_placed: set[str]
+
+    def __init__(self, order: str) -> None:
+        super().__init__(order)
+        self._forget()
+
+    @property
+    def entry_count(self) -> int:
+        """Entries that are held in memory."""
+        return len(self._starts) + len(self.only_placed) + len(self._frames)
 
     def _forget(self) -> None:
         self.is_micro_manager = False
@@ -218,24 +245,65 @@ def _object_at(file: RawFile, start: int) -> dict[str, Any]:
 
 
 _Kind = TypeVar("_Kind", IndexFile, MetadataFile)
-_kept: OrderedDict[tuple[Path, str], SideFile] = OrderedDict()
-_kept_guard = threading.Lock()
+
+
+class _Shelf:
+    """The side files that were used last, as many as the bound of their entries allows."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._sides: OrderedDict[tuple[Path, str], SideFile] = OrderedDict()
+        self._weight = 0
+
+    def take(self, path: Path, kind: type[_Kind], order: str) -> _Kind:
+        """Return what is known of a file, as the one that was used last."""
+        with self._guard:
+            side = self._sides.pop((path, order), None)
+            if not isinstance(side, kind):
+                self._weight -= side.weighed if side is not None else 0
+                side = kind(order)
+            self._sides[path, order] = side
+            return side
+
+    def weigh(self, path: Path, side: SideFile) -> None:
+        """Take note of how much a file holds now; drop others where it is too much in all."""
+        with self._guard:
+            if self._sides.get((path, side.order)) is not side:
+                return  # dropped while it was in use
+            weight = side.entry_count + _ENTRIES_OF_AN_EMPTY_FILE
+            self._weight += weight - side.weighed
+            side.weighed = weight
+            while self._weight > _MOST_ENTRIES and len(self._sides) > 1:
+                _, dropped = self._sides.popitem(last=False)
+                self._weight -= dropped.weighed
+
+    def drop_below(self, folder: Path) -> None:
+        """Drop all files below a folder."""
+        with self._guard:
+            for path, order in [key for key in self._sides if key[0].is_relative_to(folder)]:
+                self._weight -= self._sides.pop((path, order)).weighed
+
+    def __len__(self) -> int:
+        return len(self._sides)
+
+
+_shelf = _Shelf()
 
 
 @contextmanager
 def side_file(path: Path, kind: type[_Kind], order: str = "") -> Iterator[tuple[_Kind, RawFile]]:
-    """Open a side file and bring what is known of it up to date; the few last used are kept."""
+    """Open a side file and bring what is known of it up to date; what was used last is kept."""
     file = RawFile(path)
     try:
-        with _kept_guard:
-            side = _kept.pop((path, order), None)
-            if not isinstance(side, kind):
-                side = kind(order)
-            _kept[path, order] = side
-            while len(_kept) > _KEPT:
-                _kept.popitem(last=False)
+        side = _shelf.take(path, kind, order)
         with side.lock:
             side.update(file)
+            _shelf.weigh(path, side)
             yield side, file
     finally:
         file.close()
+
+
+def forget_side_files(folder: Path) -> None:
+    """Forget what was read of side files below ``folder``, whose run is over."""
+    _shelf.drop_below(folder)

@@ -86,7 +86,7 @@ class Batch(Work):
 
     def plan(self) -> None:
         """Find out what is left to do; reads results and, where in doubt, raw files."""
-        self.files = plan_files(self._raws, self._folder_for, self._only)
+        self.files = plan_files(self._raws, self._folder_for, self._only, self._progress.alive)
         for number, file in enumerate(self.files):
             file.index = number
             if self._stop.is_set():
@@ -133,6 +133,7 @@ class Batch(Work):
         for folder in {file.names.folder for file in self.files}:
             self._tidy_folder(folder)
         for file in self.files:
+            self._progress.alive()
             if self._is_asked_for(file):
                 self._tidy_file(file)
 
@@ -147,6 +148,7 @@ class Batch(Work):
     def _renew(
         self, planned: PlannedFile, verdicts: dict[int, Verdict], retry: set[int]
     ) -> Iterator[Assignment]:
+        self._progress.alive()
         records = read_records(planned.names) or []
         for page, verdict in verdicts.items():
             before, after = records[page], amend(records[page], verdict)

@@ -146,7 +146,12 @@ class Crew:
         ]
         for thread in crew:
             thread.start()
-        self._wait_for(crew, meanwhile)
+        try:
+            self._wait_for(crew, meanwhile)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            self._failure = self._failure or error  # nothing more is begun
+            for thread in crew:  # nobody may let go of what these still work on
+                thread.join()
         for file in self._open.values():
             file.close()
         if self._failure is not None:

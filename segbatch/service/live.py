@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from segbatch import log
@@ -19,11 +21,13 @@ from segbatch.service.progress import Listener
 from segbatch.service.record.names import Register, is_mask_of_ours
 from segbatch.service.record.stack import StackRecorder
 from segbatch.service.under_way import UnderWay
-from segbatch.service.work import Work
+from segbatch.service.work import MAX_ATTEMPTS, Work
 from segbatch.settings import Settings
 
 # Frames of one stack that are taken at once: other runs wait no longer than for these.
 PAGES_AT_ONCE = 128
+# Stacks that stay open between two of their frames: each holds up to four files.
+MOST_OPEN_STACKS = 64
 _logger = log.get_logger(__name__)
 
 
@@ -32,6 +36,11 @@ class LiveRun(Work):
 
     Verdicts are provisional where few frames are known; the run is judged as
     a whole when it is over. Results of other settings or models are kept.
+
+    One thread adds and plans; the crew's threads take files up and finish them.
+    A file that is in ``_taken`` is the crew's, with its recorder; every other is
+    the planner's. ``_guard`` is held to hand one over, either way, and while
+    files are planned.
 
     Parameters
     ----------
@@ -67,7 +76,7 @@ class LiveRun(Work):
         self._by_raw: dict[Path, PlannedFile] = {}
         self._todo: deque[PlannedFile] = deque()
         self._recorders: dict[Path, StackRecorder] = {}
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
         self._taken: set[Path] = set()
         self._more: dict[Path, Arrival] = {}
 
@@ -93,8 +102,8 @@ class LiveRun(Work):
             with self._guard:
                 if arrival.raw in self._taken:
                     self._more[arrival.raw] = arrival  # when those under way are through
-                    continue
-            self._plan(arrival)
+                else:
+                    self._plan(arrival)
 
     def work(self, enough: Callable[[], bool], meanwhile: Callable[[], None]) -> list[Path]:
         """Take frames on their journeys until none is left or ``enough()``.
@@ -121,9 +130,10 @@ class LiveRun(Work):
 
     def close(self) -> None:
         """Let go of open stacks; they go on where they stopped."""
-        for recorder in self._recorders.values():
-            recorder.close()
-        self._recorders.clear()
+        with ExitStack() as closing:  # each, whatever another says
+            for recorder in self._recorders.values():
+                closing.callback(recorder.close)
+            self._recorders.clear()
 
     def _is_suspect(self, file: PlannedFile) -> bool:
         return self._under_way is not None and self._under_way.is_suspect(file.raw)
@@ -149,7 +159,8 @@ class LiveRun(Work):
 
     def _first_seen(self, raw: Path) -> PlannedFile | None:
         folder = self._folder_for(raw)
-        if is_mask_of_ours(raw, folder):
+        # One that was taken away since must not bring back the folder of its results.
+        if not os.path.lexists(raw) or is_mask_of_ours(raw, folder):
             return None
         if folder not in self._registers:
             self._tidy_folder(folder)
@@ -174,11 +185,26 @@ class LiveRun(Work):
         return fresh
 
     def _slices(self, todo: deque[PlannedFile], enough: Callable[[], bool]) -> Iterator[Assignment]:
-        while todo and not enough():
+        while not enough():
             with self._guard:
+                if not todo:
+                    return
                 planned = todo.popleft()
                 self._taken.add(planned.raw)
             file, first_page, error = self._open_file(planned)
+            if error is not None and not os.path.lexists(planned.raw):
+                self._drop(planned)
+                continue
+            if error is not None and planned.raw in self._recorders:
+                # Its frames were read before: perhaps it is the disk that fails, not the file.
+                planned.attempts += 1
+                if planned.attempts < MAX_ATTEMPTS:
+                    _logger.warning("cannot be read now; tried again", file=str(planned.raw))
+                    with self._guard:
+                        self._taken.discard(planned.raw)
+                        self._again.append(planned)
+                    continue
+                self._recorders.pop(planned.raw).close()
             file.outstanding = min(file.outstanding, PAGES_AT_ONCE)
             pages = range(first_page, first_page + file.outstanding)
             if not pages:
@@ -186,11 +212,25 @@ class LiveRun(Work):
             for page in pages:
                 yield self._assign(file, page, open_error=error)
 
+    def _drop(self, planned: PlannedFile) -> None:
+        """Forget a file that somebody took away before it was read: it has no outcome."""
+        self._require_same_folder()
+        _logger.info("gone before it was read", file=str(planned.raw))
+        recorder = self._recorders.pop(planned.raw, None)
+        if recorder is not None:
+            recorder.close()
+        with self._guard:
+            self._forget(planned.index, planned.frames_done)
+            self._taken.discard(planned.raw)
+            more = self._more.pop(planned.raw, None)
+            if more is not None:  # another has taken its name
+                self._plan(more)
+
     def _open_stack(self, planned: PlannedFile, source: Source) -> StackRecorder:
         recorder = self._recorders.get(planned.raw)
         if recorder is None:
             return super()._open_stack(planned, source)
-        if not self._goes_on(planned, source, recorder):
+        if not self._is_same_stack(planned.raw, source, recorder.records):
             self._forget(planned.index)
             recorder.rewind(0)
         return recorder
@@ -209,9 +249,9 @@ class LiveRun(Work):
                 or raw in self._more
             )
         ):
-            self._recorders[raw] = recorder
             file.keeps_recorder = True
             file.close()
+            self._keep(raw, recorder)
         else:
             if isinstance(recorder, StackRecorder) and file.source and file.source.may_grow:
                 recorder.settle_on(*file.source.size_and_mtime_ns)
@@ -220,7 +260,16 @@ class LiveRun(Work):
         with self._guard:
             self._taken.discard(raw)
             more = self._more.pop(raw, None)
-        if more is not None:
-            self._plan(more)
-        elif left:
-            self._todo.append(file.planned)
+            if more is not None:
+                self._plan(more)
+            elif left:
+                self._todo.append(file.planned)
+
+    def _keep(self, raw: Path, recorder: StackRecorder) -> None:
+        """Keep a recorder open for the frames to come; those not used for longest make room."""
+        with self._guard:
+            self._recorders.pop(raw, None)
+            idle = [other for other in self._recorders if other not in self._taken]
+            for other in idle[: len(self._recorders) + 1 - MOST_OPEN_STACKS]:
+                self._recorders.pop(other).close()
+            self._recorders[raw] = recorder

@@ -233,7 +233,7 @@ class Pipeline:
         segmentation: Segmentation | None,
         products: Products | None,
     ) -> QcRecord:
-        _require_unchanged(journey, frame)
+        self._require_unchanged(journey, frame)
         record = QcRecord(
             frame=_frame_info(journey, frame, judged),
             outcome="segmented" if segmentation is not None else "rejected",
@@ -247,6 +247,17 @@ class Pipeline:
             timing_ms=Timing(**journey.timing_ms),
         )
         return journey.recorder.commit(journey.page, record, products)
+
+    def _require_unchanged(self, journey: Journey, frame: Frame) -> None:
+        if journey.source is not None and journey.source.may_grow:
+            return
+        try:
+            there = frame.id.file.stat()
+        except OSError:  # moved away since: its pixels were read whole, so their outcome stands
+            self._require_folder()
+            return
+        if (there.st_size, there.st_mtime_ns) != (frame.size_bytes, frame.mtime_ns):
+            raise RawChangedError(str(frame.id.file))
 
     def _record_failure(
         self,
@@ -353,17 +364,6 @@ def _faults_of_one_frame(journey: Journey) -> Iterator[None]:
             "a frame that can be judged and segmented",
             "report it with the log's traceback and the frame",
         ) from error
-
-
-def _require_unchanged(journey: Journey, frame: Frame) -> None:
-    if journey.source is not None and journey.source.may_grow:
-        return
-    try:
-        there = frame.id.file.stat()
-    except OSError:  # moved away since: its pixels were read whole, so their outcome stands
-        return
-    if (there.st_size, there.st_mtime_ns) != (frame.size_bytes, frame.mtime_ns):
-        raise RawChangedError(str(frame.id.file))
 
 
 def _frame_info(journey: Journey, frame: Frame | None, judged: Judged | None) -> FrameInfo:

@@ -24,7 +24,7 @@ Opener = Callable[[Path], Source]
 _logger = log.get_logger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PlannedFile:
     """One raw file: where its results go and what is known of them.
 
@@ -197,7 +197,10 @@ class Ledger:
 
 
 def plan_files(
-    raws: Sequence[Path], folder_for: Callable[[Path], Path], only: Collection[Path] | None
+    raws: Sequence[Path],
+    folder_for: Callable[[Path], Path],
+    only: Collection[Path] | None,
+    alive: Callable[[], None],
 ) -> list[PlannedFile]:
     """Name the results of every raw file, in the order of the run.
 
@@ -210,17 +213,22 @@ def plan_files(
     only
         Those that are to be processed, None for all; of the others only the
         results that are there count.
+    alive
+        Called for every file that was looked at.
     """
     by_folder: dict[Path, list[Path]] = {}
-    raws = [raw for raw in raws if not is_mask_of_ours(raw, folder_for(raw))]
+    frames = []
     for raw in raws:
-        by_folder.setdefault(raw.parent, []).append(raw)
+        alive()
+        if not is_mask_of_ours(raw, folder_for(raw)):
+            frames.append(raw)
+            by_folder.setdefault(raw.parent, []).append(raw)
     names: dict[Path, OutputNames] = {}
     for members in by_folder.values():
-        names |= Register(folder_for(members[0]), listed=True).add(members)
+        names |= Register(folder_for(members[0]), listed=True, alive=alive).add(members)
     return [
         PlannedFile(raw, index, names[raw])
-        for index, raw in enumerate(raws)
+        for index, raw in enumerate(frames)
         if only is None or raw in only or names[raw].qc.exists() or names[raw].qc_lines.exists()
     ]
 

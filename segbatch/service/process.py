@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import msgspec
 
 from segbatch import __version__, log
 from segbatch.acquire.find import find_raw_files, is_frame_file, natural_key
-from segbatch.acquire.folder.fingerprint import fingerprint
+from segbatch.acquire.folder.fingerprint import fingerprint, fingerprint_of_results
 from segbatch.errors import SegbatchError, StorageError, UsageError
 from segbatch.infer.engine.door import open_model
 from segbatch.infer.engine.manifest import Model
@@ -31,11 +31,11 @@ from segbatch.service.record.atomic import make_folder
 from segbatch.service.record.lock import folder_lock
 from segbatch.service.record.names import printable, told
 from segbatch.service.record.runfiles import (
-    FRAMES_FILE,
-    RUN_FILE,
     Counts,
     FramesTable,
+    frames_file,
     read_camera_file,
+    run_file,
     write_run_file,
 )
 from segbatch.service.record.schema import QcRecord, now
@@ -232,6 +232,8 @@ class Process:
         out_root = self._out_root(selection)
         make_folder(out_root)
         _refuse_results_of_another(selection.root, out_root)
+        # Of what the plan sees: what changes from here on is for a run after this one.
+        seen = _fingerprint(selection, self._progress.alive)
         batch = self._batch(selection)
         batch.plan()
         if batch.stale:
@@ -240,12 +242,12 @@ class Process:
         try:
             batch.execute()
         except SegbatchError:
-            report = self._report(selection, batch, "stopped", started_at, start)
+            report = self._report(selection, batch, "stopped", seen, started_at, start)
             with suppress(StorageError, OSError):  # what ended the run is the thing to tell
                 self._write(report, selection, batch)
             raise
         state = "interrupted" if self._stop.is_set() else "complete"
-        report = self._report(selection, batch, state, started_at, start)
+        report = self._report(selection, batch, state, seen, started_at, start)
         self._write(report, selection, batch)
         return report
 
@@ -288,7 +290,13 @@ class Process:
         )
 
     def _report(
-        self, selection: Selection, batch: Batch, state: str, started_at: str, start: float
+        self,
+        selection: Selection,
+        batch: Batch,
+        state: str,
+        raws_fingerprint: str,
+        started_at: str,
+        start: float,
     ) -> RunReport:
         seconds = time.monotonic() - start
         frames = len(batch.done_now)
@@ -309,7 +317,7 @@ class Process:
             files={},
             model=self._model_report(),
             settings=msgspec.to_builtins(self._settings),
-            raws_fingerprint=_fingerprint(selection),
+            raws_fingerprint=raws_fingerprint,
             camera=read_camera_file(selection.root),
             versions={"segbatch": __version__, "python": platform.python_version()},
             started_at=started_at,
@@ -319,13 +327,16 @@ class Process:
     def _write(self, report: RunReport, selection: Selection, batch: Batch) -> None:
         """Write the run files, and fill in what is counted on the way.
 
-        A run that found nothing to do leaves those of the run before it.
+        A run that found nothing to do leaves those of the run before it, where that was complete
+        and of the same raw files: frames that came since may have been recorded as they came.
         """
         out_root = self._out_root(selection)
         table = FramesTable(Measures.__struct_fields__)
-        path, rows = out_root / FRAMES_FILE, _rows(selection.root, batch)
+        path, rows = frames_file(out_root), _rows(selection.root, batch, self._progress.alive)
         idle = not (batch.done_now or batch.verdicts_changed or report.state != "complete")
-        if idle and path.is_file() and (out_root / RUN_FILE).is_file():
+        known = fingerprint_of_results(out_root)
+        answers = known is not None and report.raws_fingerprint in (known, "")  # empty: of some
+        if idle and path.is_file() and answers:
             table.count(selection.root, rows)
         else:
             idle = False
@@ -334,7 +345,7 @@ class Process:
         report.failed += [f"{told(f.raw)}: {f.unreadable}" for f in batch.files if f.unreadable]
         report.files = {
             "frames": printable(str(path)),
-            "run": printable(str(out_root / RUN_FILE)),
+            "run": printable(str(run_file(out_root))),
         }
         if not idle:
             write_run_file(out_root, msgspec.to_builtins(report))
@@ -348,12 +359,13 @@ class Process:
         return report
 
 
-def _fingerprint(selection: Selection) -> str:
+def _fingerprint(selection: Selection, alive: Callable[[], None]) -> str:
     """Return the fingerprint of a run's raw files; empty where only some were asked for."""
     if selection.only is not None:
         return ""
     found = []
     for raw in selection.raws:
+        alive()
         with suppress(OSError):  # gone meanwhile: the next look at the folder tells
             there = raw.stat()
             name = raw.relative_to(selection.root).as_posix()
@@ -365,9 +377,8 @@ def _refuse_results_of_another(root: Path, out_root: Path) -> None:
     """Keep ``--out`` from mixing two runs, whose frames often bear the same names."""
     if out_root.resolve() == root.resolve():
         return
-    run_file = out_root / RUN_FILE
     try:
-        earlier = msgspec.json.decode(run_file.read_bytes(), type=_EarlierRun)
+        earlier = msgspec.json.decode(run_file(out_root).read_bytes(), type=_EarlierRun)
     except FileNotFoundError:
         write_run_file(out_root, {"folder": printable(str(root.resolve())), "state": "running"})
         return
@@ -385,9 +396,10 @@ class _EarlierRun(msgspec.Struct):
     folder: str
 
 
-def _rows(root: Path, batch: Batch) -> Iterator[tuple[str, QcRecord]]:
+def _rows(root: Path, batch: Batch, alive: Callable[[], None]) -> Iterator[tuple[str, QcRecord]]:
     """Yield the outcomes that count, those of half-done stacks too."""
     for file in batch.files:
+        alive()
         name = file.raw.relative_to(root).parent / told(file.raw)
         if file.unreadable is not None and not file.frames_done:
             continue  # its log may not be read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -255,13 +255,14 @@ class Work:
         stamp; it is the same where the last frame that was recorded is.
         """
         records = recorder.records
-        if (
-            self._ledger.why_of_another_file(planned, records)
-            or self._ledger.why_other(records)
-            or len(records) > source.frame_count
-        ):
+        if self._ledger.why_of_another_file(planned, records) or self._ledger.why_other(records):
             return False
-        if not (records and self._ledger.has_changed(planned.raw, records)):
+        return self._is_same_stack(planned.raw, source, records)
+
+    def _is_same_stack(self, raw: Path, source: Source, records: Sequence[QcRecord]) -> bool:
+        if len(records) > source.frame_count:
+            return False
+        if not self._ledger.has_changed(raw, records[-1:]):
             return True
         if not source.may_grow:
             return False

@@ -181,7 +181,11 @@ def _read_toml(file: Path) -> dict[str, Any]:
             f"settings file {file}: {error}", "a readable TOML file", "check --config"
         ) from error
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"settings file {file} is not TOML: {error}") from error
+        raise SettingsError(
+            f"settings file {file} is not TOML: {error}",
+            "lines of KEY = VALUE below [section] lines, text in quotes",
+            "mend that line; the example settings of install-service show every key",
+        ) from error
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -217,14 +221,20 @@ def _merge(target: dict[str, Any], update: Mapping[str, Any], where: str) -> Non
     for key, value in update.items():
         if key in TABLES:
             if not (isinstance(value, list) and all(isinstance(one, Mapping) for one in value)):
-                raise SettingsError(f"{key} = {value!r} in {where}", f"tables [[{key}]]")
+                raise SettingsError(
+                    f"{key} = {value!r} in {where}",
+                    f"tables [[{key}]]",
+                    f"write [[{key}]] with two brackets before the lines of each",
+                )
             target[key] = []
             for one in value:
                 _require_known(key, one, known, where)
                 target[key].append(dict(one))
         elif key in SECTIONS:
             if not isinstance(value, Mapping):
-                raise SettingsError(f"{key} = {value!r} in {where}", f"a table [{key}]")
+                raise SettingsError(
+                    f"{key} = {value!r} in {where}", f"a table [{key}]", "see the README's table"
+                )
             _require_known(key, value, known, where)
             target.setdefault(key, {}).update(value)
         elif key in known:
@@ -240,6 +250,8 @@ def _require_known(table: str, keys: Mapping[str, Any], known: list[str], where:
 
 
 def _refuse_unknown(key: str, known: list[str], where: str) -> None:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    near = difflib.get_close_matches(key, sections, n=1) if "." not in key else []
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]}?" if near else "see the README's table of settings"
     raise SettingsError(f"unknown setting {key} in {where}", "a known setting", remedy)

@@ -169,6 +169,8 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Any other property of the camera, by its exact name.
     frames
         Frames to take; 0: until it is stopped.
+    frames_per_run
+        After so many, a new folder; the camera does not stop for it. 0: all in one.
     interval_ms
         From one frame's start to the next's; 0: as fast as the camera goes.
     out
@@ -192,6 +194,7 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roi_px: Annotated[tuple[int, ...], Meta(max_length=4)] = ()
     properties: dict[str, str | int | float] = {}
     frames: Annotated[int, Meta(ge=0)] = 0
+    frames_per_run: Annotated[int, Meta(ge=0)] = 20_000
     interval_ms: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
     out: str = ""
     format: Literal["ome-tiff", "ndtiff"] = "ome-tiff"

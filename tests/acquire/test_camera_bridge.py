@@ -17,11 +17,19 @@ import pytest
 from segbatch.acquire.camera.core import JavaCore
 from segbatch.acquire.camera.door import open_camera
 from segbatch.acquire.camera.errors import CameraBusyError, CameraError, CameraSilentError
+from segbatch.acquire.camera.properties import apply
 from segbatch.acquire.camera.run import Run
 from segbatch.acquire.camera.session import CameraSession, CameraStatus
 from segbatch.acquire.find import find_raw_files
 from segbatch.errors import SettingsError
-from tests.acquire.cameras import camera_settings, camera_threads, frames_in, opened, until
+from tests.acquire.cameras import (
+    ZELUX,
+    camera_settings,
+    camera_threads,
+    frames_in,
+    opened,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +129,25 @@ def test_a_live_view_is_waited_for(tmp_path: Path) -> None:
             Run(camera, attached(), Path).take(threading.Event())
     assert list(tmp_path.iterdir()) == []
     assert "somebody else" in (next(each for each in seen if each.state == "waiting").error or "")
+
+
+def test_a_sequence_that_was_left_behind_ends_by_itself(tmp_path: Path) -> None:
+    """A sequence of ours that runs on in Micro-Manager ends at a full ring, and work goes on."""
+    port = free_port()
+    seen: list[CameraStatus] = []
+    settings = attached(frames=3, properties=ZELUX, exposure_ms=2.0, out=str(tmp_path))
+    with micro_manager(port):
+        camera = open_camera(settings, port=port)
+        apply(camera, settings)
+        camera.start(10**6)
+        camera.core.abandon()  # as after an answer that never came
+        session = CameraSession(settings, lambda: seen.append(session.status), port=port)
+        session.start()
+        until(lambda: [each.state for each in seen[-1:]] == ["off"], "its frames")
+        assert session.stop(20)
+        camera.close()
+    assert session.status.frames_written == 3
+    until(lambda: not camera_threads(), "no thread left")
 
 
 def test_micro_manager_goes_and_comes_back(tmp_path: Path) -> None:

@@ -48,6 +48,18 @@ def test_one_run_from_the_command_line(tmp_path: Path) -> None:
     assert find_raw_files(out) == raws
 
 
+def test_a_named_folder_holds_the_whole_run(tmp_path: Path) -> None:
+    """Where one folder is named all frames go there; else they are spread as the settings say."""
+    spread = ["--frames=12", "--set=camera.frames_per_run=5", "--json"]
+    one = json.loads(acquire(*spread, f"--out={tmp_path / 'one'}").stdout)["runs"]
+    runs = json.loads(acquire(*spread, f"--set=camera.out={tmp_path / 'many'}").stdout)["runs"]
+
+    assert [run["written"] for run in one] == [12]
+    assert [run["written"] for run in runs] == [5, 5, 2]
+    assert {Path(run["folder"]) for run in runs} == set((tmp_path / "many").iterdir())
+    assert len(find_raw_files(tmp_path / "one")) == 12
+
+
 def test_a_dry_run_says_what_would_be_set(tmp_path: Path) -> None:
     """A dry run compares the settings with the real camera, and makes nothing."""
     out = tmp_path / "run"
@@ -112,6 +124,7 @@ def test_a_full_disk_ends_the_run_and_is_counted(tmp_path: Path) -> None:
     disk.mkdir()
     script = 'mount -t tmpfs -o size=12M tmpfs "$1" && shift && exec "$@"'
     command = [*ACQUIRE, "--exposure-ms=2", f"--out={disk}/run", "--json"]
+    command += ["--set=serve.min_free_gib=0"]
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", str(disk), *command],
         capture_output=True, text=True, check=False,

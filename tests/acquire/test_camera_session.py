@@ -26,6 +26,7 @@ class Driven:
 
     def __init__(self, settings: CameraSettings) -> None:
         self.seen: list[CameraStatus] = []
+        self.settings = settings
         self.session = CameraSession(settings, self.note)
 
     def note(self) -> None:
@@ -63,6 +64,34 @@ def test_a_session_is_stopped_in_the_middle(tmp_path: Path) -> None:
         assert driven.session.status.state == "off"
         assert len(list(tmp_path.iterdir())) == number
         assert camera_threads() == []
+
+
+def test_a_session_that_is_asked_to_stop_ends_by_itself(tmp_path: Path) -> None:
+    """Asked to stop, twice and by its own thread, a session ends its run; waiting comes later."""
+    driven = Driven(camera_settings(frames=0, out=str(tmp_path)))
+
+    def ask() -> None:
+        driven.note()
+        if driven.session.status.frames_written > 5:
+            driven.session.ask_to_stop()
+            driven.session.ask_to_stop()
+
+    driven.session = CameraSession(driven.settings, ask)
+    driven.session.start()
+    until(lambda: driven.states[-1:] == ["off"], "the end")
+
+    assert driven.session.stop(20)
+    assert driven.session.status.frames_written == driven.session.status.frames_taken > 5
+    assert len(find_raw_files(tmp_path)) == driven.session.status.frames_taken
+    assert camera_threads() == []
+
+
+def test_a_session_that_was_never_started_can_be_stopped() -> None:
+    """Asking and stopping are answered before there is anything to stop."""
+    driven = Driven(camera_settings())
+    driven.session.ask_to_stop()
+
+    assert driven.session.stop(0)
 
 
 def test_a_failure_is_a_state_that_passes(tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ def test_own_outputs_are_known_by_name_and_software(tmp_path: Path) -> None:
     assert names(tmp_path) == ["b.tif", "cells_mask.tif", "torn_mask.tif"]
 
 
+def test_a_mask_that_was_corrected_by_hand_is_no_raw_frame(tmp_path: Path) -> None:
+    """The QC log of its raw file, beside it, tells whose it is; without one nothing does."""
+    for stem in ("a", "b", "c.ome"):
+        write(tmp_path / f"{stem}.tif")
+        write(tmp_path / f"{stem.removesuffix('.ome')}_mask.ome.tif", "ImageJ")
+    (tmp_path / "a_qc.json").write_text("{}")
+    (tmp_path / "c_qc.jsonl").write_text("{}")
+    assert names(tmp_path) == ["a.tif", "b.tif", "b_mask.ome.tif", "c.ome.tif"]
+
+
 def test_hidden_and_temporary_files_are_left_out(tmp_path: Path) -> None:
     """Names that start with a point are nobody's frames."""
     write(tmp_path / ".a_mask.tif.tmp")

@@ -36,7 +36,7 @@ class Clocked:
         seen = self._seen()
         if seen != self.file.seen:
             self.file.change(seen, now)
-        finding = self._oracle.look(self.file, now)
+        finding = self._oracle.judge(self.file, now)
         if finding.complete:
             self.file.reported = finding.frames or 0
         else:
@@ -122,7 +122,7 @@ def test_what_changed_after_it_was_taken_needs_quiet_whatever_its_writer_says(
     path = writer.put_image()
     writer.put_entry()
     file = Clocked(path)
-    file.file.anew = True
+    file.file.needs_quiet = True
     assert not file.at(1.0).complete
     assert file.at(SETTLE_S).complete
     writer.finish()

@@ -193,7 +193,7 @@ def test_only_raw_files_of_the_tree_are_taken(tmp_path: Path) -> None:
         tree.rest()
         assert sorted(tree.names) == sorted(names)
         found = {path.relative_to(root).as_posix() for path in find_raw_files(root)}
-        assert set(names) == found - {"c_mask.tif", "results/copy.tif"}
+        assert set(names) == found - {"results/copy.tif"}
 
 
 def test_a_mask_that_is_copied_in_is_known_when_it_is_whole(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from segbatch.acquire import sidefiles
 from segbatch.acquire.micromanager import metadata_txt, ndtiff_entries, saved_by_writer
 from segbatch.acquire.raw import RawFile
 from tests.acquire.live_writers import NdtiffWriter
@@ -81,6 +82,58 @@ def test_a_growing_index_costs_the_same_for_each_frame(
     assert bytes_read[0] < FRAMES * 100_000
 
 
+def test_positions_that_are_visited_in_turn_cost_what_one_does(
+    tmp_path: Path, bytes_read: list[int]
+) -> None:
+    """Micro-Manager goes from folder to folder: no file is read again for having been left."""
+    folders, images, old_bytes = [tmp_path / f"Pos{n}" for n in range(60)], 10, 300_000
+    for folder in folders:
+        folder.mkdir()
+        (folder / "metadata.txt").write_text('{"Summary": {}' + " " * old_bytes)
+        assert saved_by_writer(folder / name_of(0)) is False
+    once = bytes_read[0]
+    for number in range(images):
+        for folder in folders:
+            with (folder / "metadata.txt").open("a") as file:
+                file.write(entry_of(number))
+            assert saved_by_writer(folder / name_of(number)) is True
+    questions = images * len(folders)
+    assert (bytes_read[0] - once) / questions < old_bytes / 8
+
+
+def test_what_is_kept_of_side_files_is_bounded_by_their_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many large files the last used are kept, and the others are read again when asked for."""
+    monkeypatch.setattr(sidefiles, "_MOST_ENTRIES", 500)
+    for folder in range(12):
+        (tmp_path / str(folder)).mkdir()
+        text = "".join(entry_of(number) for number in range(100))
+        (tmp_path / str(folder) / "metadata.txt").write_text('{"Summary": {}' + text)
+        ndtiff(tmp_path / str(folder), [noise((4, 4))] * 50, pixel_type=4)
+    for _ in range(2):
+        for folder in range(12):
+            assert metadata_txt(tmp_path / str(folder) / name_of(99))["FrameIndex"] == 99
+            name = next((tmp_path / str(folder)).glob("*.tif"))
+            assert len(ndtiff_entries(name, "<") or ()) == 50
+            kept = [side.entry_count for side in sidefiles._shelf._sides.values()]
+            assert sum(kept) <= 500
+    assert len(sidefiles._shelf) >= 4
+
+
+def test_side_files_of_a_run_that_is_over_are_forgotten(tmp_path: Path) -> None:
+    """Nothing of them stays in memory, and what is asked later is read again."""
+    for folder in ("run", "other"):
+        (tmp_path / folder / "Pos0").mkdir(parents=True)
+        (tmp_path / folder / "Pos0" / "metadata.txt").write_text('{"Summary": {}' + entry_of(1))
+        assert saved_by_writer(tmp_path / folder / "Pos0" / name_of(1)) is True
+    sidefiles.forget_side_files(tmp_path / "run")
+    kept = {path for path, _ in sidefiles._shelf._sides}
+    assert tmp_path / "run" / "Pos0" / "metadata.txt" not in kept
+    assert tmp_path / "other" / "Pos0" / "metadata.txt" in kept
+    assert saved_by_writer(tmp_path / "run" / "Pos0" / name_of(1)) is True
+
+
 def test_an_index_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     """Another file of that name, a shorter one, and one rewritten in place are all noticed."""
     frames = [noise((8, 9), seed=number) for number in range(30)]
@@ -119,8 +172,11 @@ def test_early_builds_leave_no_entry_to_wait_for(tmp_path: Path) -> None:
     assert saved_by_writer(tmp_path / name_of(1)) is None
 
 
-def test_side_files_are_read_by_many_threads(tmp_path: Path) -> None:
+def test_side_files_are_read_by_many_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More folders than are kept in mind, and several threads in each, see their own entries."""
+    monkeypatch.setattr(sidefiles, "_MOST_ENTRIES", 300)
     runs = [tmp_path / str(number) for number in range(6)]
     for number, run in enumerate(runs):
         run.mkdir()

@@ -29,6 +29,7 @@ class Watched:
 
     def __enter__(self) -> Self:
         self.intake.start()
+        self.until_watched()
         return self
 
     def __exit__(
@@ -57,6 +58,20 @@ class Watched:
         while not holds():
             assert time.monotonic() < end, f"{self.names[-20:]}, {self.intake.pending} pending"
             self.step()
+
+    def until_watched(self) -> None:
+        """Go on until the observer is at work, or cannot be; what arrives stays in the intake."""
+        end = time.monotonic() + PATIENCE_S
+        while not self.is_settled:
+            assert time.monotonic() < end, self.intake.why
+            self.intake.take(0)
+            self._woken.wait(0.005)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known how the tree is watched."""
+        told = self.intake.error or "no events" in self.intake.why
+        return self.intake.observer != "none" or bool(told)
 
     def gather(self, count: int) -> None:
         """Go on until so many files are ready, and take none of them."""

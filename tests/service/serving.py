@@ -37,8 +37,10 @@ class Service:
         config: Path | None = None,
         settings: dict[str, Any] | None = None,
         options: tuple[str, ...] = (),
+        listen: str | None = "127.0.0.1:0",
     ) -> None:
-        command = [*COMMAND, "serve", *map(str, folders), "--listen", "127.0.0.1:0", *options]
+        command = [*COMMAND, "serve", *map(str, folders), *options]
+        command += ["--listen", listen] if listen is not None else []
         if config is not None:
             command += ["--config", str(config)]
         for key, value in {**QUICK, **(settings or {})}.items():

@@ -113,7 +113,7 @@ def test_names_of_files_are_text(
     browser.wait_for(PICTURES, lambda count: count == 2)
     browser.wait_for("return document.querySelectorAll('.thumbs img').length")
 
-    for where in ("#last-file", ".thumbs .name", "td.path", "td .error", "#why"):
+    for where in ("#last-file", ".thumbs .name", "td.path", "td.error", "#why"):
         assert browser.run(f"return document.querySelector('{where}').textContent") == HOSTILE
     assert browser.run("return document.title") == "segbatch"
     assert browser.run("return document.querySelectorAll('img[src=x]').length") == 0

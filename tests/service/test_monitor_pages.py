@@ -112,6 +112,17 @@ def test_health_is_for_machines(service: Watched, state: str) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("open_folders", "status"), [(2, 200), (1, 200), (0, 503)])
+def test_health_asks_whether_any_folder_takes_frames_in(
+    service: Watched, open_folders: int, status: int
+) -> None:
+    """A service that runs while none of its folders can be watched is not healthy."""
+    (folder,) = service.status().folders
+    shut = msgspec.structs.replace(folder, takes_in=False, error="gone")
+    service.changes = {"folders": [*[folder] * open_folders, *[shut] * (2 - open_folders)]}
+    assert service.ask("/healthz").status == status
+
+
 @pytest.mark.skipif(
     shutil.which("promtool") is None,
     reason="promtool is not installed (apt-get install --no-install-recommends prometheus)",
@@ -162,6 +173,8 @@ def test_metrics_tell_of_the_surroundings(service: Watched) -> None:
     assert found['segbatch_disk_free_bytes{folder="/data/incoming"}'] == 123 << 30
     assert found['segbatch_folder_up{folder="/data/\\\\xff\\"\\n"}'] == 0
     assert found["segbatch_camera_up"] == 0
+    assert found["segbatch_camera_acquiring"] == 0
+    assert found["segbatch_camera_frames_total"] == CAMERA["frames_taken"]
     assert found["segbatch_dropped_frames_total"] == 2
     assert any(line.startswith('segbatch_engine_info{engine="openvino"') for line in found)
 

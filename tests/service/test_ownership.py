@@ -305,6 +305,27 @@ def test_everything_in_a_folder_may_be_named(tmp_path: Path) -> None:
     assert written(run) == files
 
 
+def test_summaries_never_replace_files_of_others(tmp_path: Path) -> None:
+    """A file of somebody else that bears a summary's name stays; the summary takes another."""
+    theirs = {"segbatch_run.json": b'{"mine": 1}', "segbatch_frames.csv": b"a;b\n1;2\n"}
+    write_raw(tmp_path / "a.tif", [1])
+    for name, content in theirs.items():
+        (tmp_path / name).write_bytes(content)
+    for numbers in ([1], [1, 2]):
+        write_raw(tmp_path / "a.tif", numbers)
+        report = process_here(tmp_path)
+        rows = Path(report.files["frames"]).read_text().splitlines()
+        assert json.loads(Path(report.files["run"]).read_bytes())["counts"]["frames"] == len(
+            numbers
+        )
+        assert len(rows) == 1 + len(numbers)
+
+    assert {name: (tmp_path / name).read_bytes() for name in theirs} == theirs
+    assert sorted(path.name for path in tmp_path.glob("segbatch_*")) == [
+        "segbatch_frames.csv", "segbatch_frames_2.csv", "segbatch_run.json", "segbatch_run_2.json",
+    ]  # fmt: skip
+
+
 def test_folders_inside_each_other_are_refused(tmp_path: Path) -> None:
     """A folder and one below it are two runs over the same frames: exit 2, nothing written."""
     (tmp_path / "run" / "day1").mkdir(parents=True)

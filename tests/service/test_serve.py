@@ -214,6 +214,37 @@ def test_reload_takes_good_settings_and_keeps_the_old_ones_for_bad(
     assert "did you mean watch.path?" in refused[0]["why"]
 
 
+@pytest.mark.parametrize(
+    ("first", "listen", "last", "named"),
+    [
+        ("", "localhost", "", "serve.listen"),
+        ("", "127.0.0.1:0", '[camera]\nenabled = true\nout = ""', "camera.out"),
+        ('model = "/nowhere/model.json"\n', "127.0.0.1:0", "", "/nowhere/model.json"),
+    ],
+)
+def test_no_setting_that_is_wrong_ends_a_service_that_runs(
+    tmp_path: Path, material: Path, first: str, listen: str, last: str, named: str
+) -> None:
+    """A value that cannot be used is refused on reload before anything of the old is let go."""
+    config, root = tmp_path / "segbatch.toml", tmp_path / "in"
+    root.mkdir()
+
+    def text(first: str, listen: str, last: str) -> str:
+        return f'{first}[[watch]]\npath = "{root}"\n[serve]\nlisten = "{listen}"\n{last}'
+
+    config.write_text(text("", "127.0.0.1:0", ""))
+    with Service([], tmp_path / "state", config=config, listen=None) as service:
+        service.ready()
+        config.write_text(text(first, listen, last))
+        service.process.send_signal(signal.SIGHUP)
+        refused = service.until(lambda: service.said("settings not taken; the old ones stay"))
+        deliver(material, root / "run")
+        service.until(lambda: run_file(root / "run"))
+        assert service.status()["state"] == "running"
+        assert service.end() == 143
+    assert named in refused[0]["why"]
+
+
 def test_a_frame_of_two_deaths_fails_and_the_rest_goes_on(tmp_path: Path, material: Path) -> None:
     """A frame during which the process was aborted twice is recorded as failed, and no other."""
     root, state = tmp_path / "in", tmp_path / "state"
@@ -223,7 +254,7 @@ def test_a_frame_of_two_deaths_fails_and_the_rest_goes_on(tmp_path: Path, materi
     tifffile.imwrite(root / "run" / "a_large.tif", large)
 
     def is_alone_under_way() -> bool:
-        marks = list(state.glob("*/under-way.json"))
+        marks = list(state.glob("under-way.json"))
         names = json.loads(marks[0].read_bytes() or b"[]") if marks else []
         return any("a_large.tif" in name for name in names)
 
@@ -281,15 +312,31 @@ def test_results_go_to_a_mirrored_tree_and_runs_are_where_the_depth_says(
 
 
 def test_wrong_use_is_refused_before_anything_is_watched(tmp_path: Path) -> None:
-    """No folder, one inside another, and a bad address end with code 2 and a remedy."""
+    """Folders that cannot be served and wrong settings end with code 2 and a remedy."""
     inner = tmp_path / "in" / "inner"
     inner.mkdir(parents=True)
     environment = {**os.environ, "STATE_DIRECTORY": str(tmp_path / "state")}
     none = segbatch("serve", env=environment)
     nested = segbatch("serve", inner, inner.parent, env=environment)
     address = segbatch("serve", inner, "--listen", "nowhere", env=environment)
+    configs = []
+    for number, text in enumerate(
+        (
+            '[[watch]]\npath = ""\n',
+            '[[watch]]\npath = "/"\n',
+            '[watch]\npath = "/data"\n',
+            "[[watch]\n",
+            '[server]\nlisten = ""\n',
+            '[[watch]]\npath = "/a"\nout = "/o"\n[[watch]]\npath = "/b"\nout = "/o"\n',
+            '[[watch]]\npath = "/a"\nout = "/b/o"\n[[watch]]\npath = "/b"\n',
+        )
+    ):
+        configs.append(tmp_path / f"{number}.toml")
+        configs[-1].write_text(text)
+    wrong = [segbatch("serve", "--config", config, env=environment) for config in configs]
 
-    for refused in (none, nested, address):
+    assert "did you mean serve?" in wrong[4].stderr
+    for refused in (none, nested, address, *wrong):
         assert refused.returncode == 2, refused.stderr
         assert "remedy" in refused.stderr
         assert "Traceback" not in refused.stderr

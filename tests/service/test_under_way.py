@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from segbatch.errors import StorageError
 from segbatch.service.under_way import UnderWay
 
 DYING = """
@@ -78,16 +80,61 @@ def test_a_frame_of_two_deaths_is_set_aside(tmp_path: Path, raw: Path, how: str)
 
 
 @pytest.mark.usefixtures("faulthandler_as_before")
-def test_a_kill_from_outside_casts_no_suspicion(tmp_path: Path, raw: Path) -> None:
-    """A process that was killed says nothing against the frames that were under way."""
+@pytest.mark.parametrize(
+    ("kills", "goes_alone", "is_set_aside"),
+    [(2, False, False), (3, True, False), (5, True, False), (6, True, True)],
+)
+def test_a_frame_is_suspect_only_when_it_is_under_way_at_every_kill(
+    tmp_path: Path, raw: Path, kills: int, goes_alone: bool, is_set_aside: bool
+) -> None:
+    """Kills from outside cast no suspicion until a frame was under way at several in a row."""
     folder = tmp_path / "state"
-    for _ in range(3):
+    for _ in range(kills):
         die(folder, raw, str(int(signal.SIGKILL)))
     after = UnderWay(folder)
 
-    assert not after.is_suspect(raw)
-    assert after.why_set_aside(raw, 3) is None
+    assert after.is_suspect(raw) == goes_alone
+    assert (after.why_set_aside(raw, 3) is not None) == is_set_aside
     after.close()
+
+
+@pytest.mark.usefixtures("faulthandler_as_before")
+def test_a_kill_at_another_frame_clears_those_before(tmp_path: Path, raw: Path) -> None:
+    """Frames that were through when the process was killed again are no suspects any more."""
+    folder, other = tmp_path / "state", tmp_path / "other.tif"
+    other.write_bytes(b"")
+    for each in (raw, raw, raw, other):
+        die(folder, each, str(int(signal.SIGKILL)))
+    after = UnderWay(folder)
+
+    assert not after.is_suspect(raw)
+    assert not after.is_suspect(other)
+    after.close()
+
+
+@pytest.mark.usefixtures("faulthandler_as_before")
+def test_one_process_notes_its_frames_in_a_folder(tmp_path: Path) -> None:
+    """A second service with the same state is refused; it would wipe the first one's notes."""
+    first = UnderWay(tmp_path / "state")
+    with pytest.raises(StorageError, match="is being processed by process"):
+        UnderWay(tmp_path / "state")
+    first.close()
+    UnderWay(tmp_path / "state").close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.usefixtures("faulthandler_as_before")
+def test_a_full_state_disk_costs_no_frame(tmp_path: Path, raw: Path) -> None:
+    """Where frames under way cannot be noted, that is said once and the work goes on."""
+    under_way = UnderWay(tmp_path / "state")
+    under_way._marks.close()
+    under_way._marks = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+    with capture_logs() as told:
+        for page in range(3):
+            with under_way.mark(raw, page):
+                pass
+    under_way.close()
+    assert [line["why"] for line in told] == ["No space left on device"]
 
 
 @pytest.mark.usefixtures("faulthandler_as_before")

@@ -40,7 +40,7 @@ def status_of(monitor: Monitor, **changes: Any) -> ServiceStatus:
     totals = monitor.totals()
     folder = FolderStatus(
         path="/data/incoming", observer="inotify", why="ext4", pending=1, backlog=2,
-        runs_open=1, error=None, disk_free_bytes=123 << 30,
+        runs_open=1, takes_in=True, error=None, disk_free_bytes=123 << 30,
     )  # fmt: skip
     engine = EngineStatus(name="openvino", precision="bf16", model="beads", model_sha256="5b9b")
     status = ServiceStatus(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from segbatch.acquire.camera.errors import CameraError
+from segbatch.acquire.camera.errors import CameraError, CameraSilentError
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
@@ -113,16 +113,27 @@ class Camera:
             "asking whether it is acquiring", lambda: bool(self.core.api.isSequenceRunning())
         )
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the sequence, and what is in the ring buffer, is ours."""
+        return self._ours
+
     def start(self, frames: int) -> None:
         """Start a sequence of ``frames`` images; it stops when the ring buffer is full.
 
         The other way, the core would clear the whole ring without a word.
         """
-        self._ours = True
-        self.calls.ask(
-            "starting the sequence",
-            lambda: self.core.api.startSequenceAcquisition(min(frames, WITHOUT_END), 0.0, True),
-        )
+        self._ours = True  # before the answer: if that comes too late, the sequence still runs
+        try:
+            self.calls.ask(
+                "starting the sequence",
+                lambda: self.core.api.startSequenceAcquisition(min(frames, WITHOUT_END), 0.0, True),
+            )
+        except CameraSilentError:
+            raise
+        except CameraError:
+            self._ours = False  # refused: what runs now, if anything, is somebody else's
+            raise
 
     def stop(self) -> None:
         """Stop the sequence that we started."""

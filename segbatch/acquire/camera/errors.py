@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segbatch.errors import SegbatchError
+from segbatch.errors import SegbatchError, StorageError
 
 
 class CameraError(SegbatchError):
@@ -15,3 +15,7 @@ class CameraBusyError(CameraError):
 
 class CameraSilentError(CameraError):
     """The camera or Micro-Manager did not answer within its time."""
+
+
+class NoRoomError(StorageError):
+    """The disk has less room than is to be left free: go on when there is some."""

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from segbatch.acquire.camera.camera import Facts
 
-PARTIAL_SUFFIX = ".segbatch-part"
+# Not that of results: whoever makes those clears theirs away where they find some, and a frame that
+# is being written must not go with them.
+PARTIAL_SUFFIX = ".segbatch-frame-part"
 MICRO_MANAGER_TAG = 51123
 _OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 

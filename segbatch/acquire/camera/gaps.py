@@ -59,6 +59,11 @@ class GapWatch:
         """Time stamps taken so far."""
         return self._judged + len(self._waiting)
 
+    @property
+    def settled(self) -> int:
+        """Time stamps before which no further hole will be found."""
+        return self._judged if self._doubt is None else self._doubt.before
+
     def add(self, stamp_ms: float) -> list[Gap]:
         """Take the next image's time; return the holes that are certain now."""
         if self._period:

@@ -6,13 +6,17 @@ import contextlib
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from segbatch import __version__
 from segbatch.acquire.camera.files import storage_error, whole_file
 from segbatch.errors import UsageError
+
+if TYPE_CHECKING:
+    from segbatch.acquire.camera.camera import Facts
+    from segbatch.settings.sections import CameraSettings
 
 SCHEMA = "segbatch.camera/1"
 RECORD_NAME = "segbatch_camera.json"
@@ -33,11 +37,12 @@ class GapRecord(msgspec.Struct, frozen=True):
 
 
 class CameraRecord(msgspec.Struct, kw_only=True):
-    """One acquisition: ``segbatch_camera.json``.
+    """One run folder of an acquisition: ``segbatch_camera.json``.
 
-    ``taken`` frames left the camera; of these ``written`` are on the disk and
-    ``not_written`` are lost. ``dropped`` were never taken. ``unsynced`` were
-    handed to the system's cache when the disk was behind.
+    ``first_frame`` frames of the same acquisition lie in the folders before
+    this one. ``taken`` frames left the camera; of these ``written`` are on
+    the disk and ``not_written`` are lost. ``dropped`` were never taken.
+    ``unsynced`` were handed to the system's cache when the disk was behind.
     """
 
     schema: str = SCHEMA
@@ -50,6 +55,7 @@ class CameraRecord(msgspec.Struct, kw_only=True):
     device: str = ""
     format: str = ""
     frames_asked: int = 0
+    first_frame: int = 0
     taken: int = 0
     written: int = 0
     not_written: int = 0
@@ -74,6 +80,29 @@ class CameraRecord(msgspec.Struct, kw_only=True):
 def now() -> str:
     """Return the time, UTC, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def new_record(
+    facts: Facts, settings: CameraSettings, properties: dict[str, dict[str, str]], first_frame: int
+) -> CameraRecord:
+    """Return the record of a folder that begins now."""
+    return CameraRecord(
+        started_at=now(),
+        backend=facts.backend,
+        camera=facts.label,
+        device=f"{facts.library}/{facts.device}",
+        format=settings.format,
+        frames_asked=settings.frames,
+        first_frame=first_frame,
+        gaps_watched=not facts.hardware_triggered,
+        bit_depth=facts.bit_depth,
+        width=facts.width,
+        height=facts.height,
+        exposure_ms=facts.exposure_ms,
+        gain=facts.gain,
+        pixel_size_um=facts.pixel_size_um or None,
+        properties=properties,
+    )
 
 
 _one_writer = threading.Lock()
@@ -125,7 +154,8 @@ def claim_run_folder(folder: Path) -> Path:
 
 
 def leave_if_empty(folder: Path) -> None:
-    """Remove a run's folder in which no frame was written; anything else in it stays."""
+    """Remove a run's folder that holds nothing, or its record alone."""
     with contextlib.suppress(OSError):
-        (folder / RECORD_NAME).unlink(missing_ok=True)
-        folder.rmdir()
+        if all(path.name == RECORD_NAME for path in folder.iterdir()):
+            (folder / RECORD_NAME).unlink(missing_ok=True)
+            folder.rmdir()

@@ -3,27 +3,33 @@
 The thread that asks the core copies images out of the ring buffer into a
 short queue; writers empty it. Where the disk is too slow the queue fills,
 then the ring; then the camera stops, what the ring holds is saved, and the
-camera starts again: that loss is counted.
+camera starts again: that loss is counted. A run that is long goes on from
+folder to folder while the camera runs.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from segbatch.acquire.camera.camera import WITHOUT_END, Batch, Camera, Facts
 from segbatch.acquire.camera.core import Shot
-from segbatch.acquire.camera.errors import CameraBusyError, CameraError, CameraSilentError
+from segbatch.acquire.camera.errors import (
+    CameraBusyError,
+    CameraError,
+    CameraSilentError,
+    NoRoomError,
+)
 from segbatch.acquire.camera.files import Sink, frame_metadata, open_sink, storage_error
-from segbatch.acquire.camera.ledger import Counts, Ledger
+from segbatch.acquire.camera.ledger import Counts, Ledger, Part
 from segbatch.acquire.camera.properties import apply
-from segbatch.acquire.camera.record import CameraRecord, leave_if_empty, now
+from segbatch.acquire.camera.record import CameraRecord, leave_if_empty, new_record
+from segbatch.acquire.camera.room import free_bytes, no_room, require_room
 from segbatch.acquire.camera.writing import DEPTH, Writers
 from segbatch.errors import SegbatchError, StorageError
 from segbatch.log import get_logger
@@ -35,6 +41,7 @@ AT_ONCE = 16  # images copied by one question to the core
 LOOK_S = 0.003  # between two looks at an empty ring
 FINISH_S = 20.0  # for the ring and the queue, when a run ends
 ROOM_FRAMES = 64  # that must fit on the disk for a run to begin
+ROOM_EVERY_S = 1.0  # between two looks at the room that is left
 _logger = get_logger(__name__)
 
 
@@ -46,13 +53,18 @@ class Run:
     camera
         Open, and nobody else's at the moment.
     settings
-        What to set, how many frames, how often.
+        What to set, how many frames, how often, how many of them in one folder.
     folder
-        Makes the folder of the run; called when all else is ready.
+        Makes the folder of the run; called when all else is ready, and again for each further
+        folder.
     listener
-        Is told the counts, a few times a second at most.
+        Is told the folder that is written to and the counts of all, a few times a second at most.
     sink
         Makes the writer of raw frames; by default that of ``settings.format``.
+    on_folder
+        Is handed each folder with its record, which fills as the run goes on.
+    min_free_gib
+        Room on the disk below which the run does not begin, or ends.
     """
 
     def __init__(
@@ -62,19 +74,27 @@ class Run:
         folder: Callable[[], Path],
         listener: Callable[[Path, Counts], None] | None = None,
         sink: Callable[[str, Path, Facts], Sink] = open_sink,
+        *,
+        on_folder: Callable[[Path, CameraRecord], None] | None = None,
+        min_free_gib: float = 0.0,
     ) -> None:
         self._camera = camera
         self._settings = settings
         self._make_folder = folder
         self._listener = listener
         self._make_sink = sink
+        self._min_free = round(min_free_gib * 2**30)
+        self._free: int | None = None
+        self._looked_at_room = 0.0
+        self._on_folder = on_folder
         self.folder: Path | None = None
         self.record: CameraRecord | None = None
 
     def take(self, stop: threading.Event) -> CameraRecord:
-        """Take frames until there are enough or ``stop`` is set; return the run's record.
+        """Take frames until there are enough or ``stop`` is set; return the last folder's record.
 
-        ``folder`` and ``record`` are also there where it fails, once they exist.
+        ``folder`` and ``record``, of the last folder, are also there where it fails, once they
+        exist.
 
         Raises
         ------
@@ -84,6 +104,8 @@ class Run:
             Somebody else's acquisition is under way; nothing was touched.
         CameraError
             The camera failed or fell silent; what was taken is written.
+        NoRoomError
+            The disk has less room than is to be left free; what was taken is written.
         StorageError
             The disk is full, gone or stuck; the record and the counts say what is lost.
         """
@@ -93,49 +115,54 @@ class Run:
                 "a camera at rest",
                 "wait until that acquisition (or the live view) is over",
             )
-        properties = apply(self._camera, self._settings)
+        self._properties = apply(self._camera, self._settings)
         self._facts = facts = self._camera.facts()
-        folder = self._make_folder()
-        record = CameraRecord(
-            started_at=now(),
-            backend=facts.backend,
-            camera=facts.label,
-            device=f"{facts.library}/{facts.device}",
-            format=self._settings.format,
-            frames_asked=self._settings.frames,
-            gaps_watched=not facts.hardware_triggered,
-            bit_depth=facts.bit_depth,
-            width=facts.width,
-            height=facts.height,
-            exposure_ms=facts.exposure_ms,
-            gain=facts.gain,
-            pixel_size_um=facts.pixel_size_um or None,
-            properties=properties,
-        )
-        self.folder, self.record = folder, record
-        self._ledger = Ledger(folder, record, self._listener)
-        self._require_room(folder)
-        self._sink = self._make_sink(self._settings.format, folder, facts)
-        self._writers = Writers(self._sink.threads)
-        _logger.info("acquisition begins", run=str(folder), camera=facts.label)
-        failure: SegbatchError | None = None
+        by_the_clock = self._settings.interval_ms > facts.exposure_ms
+        # A turn that passed is counted when it passes; the hole that it leaves is no second one.
+        self._ledger = Ledger(self._listener, counts_holes=not by_the_clock)
+        record = self._open_part()
+        self._writers = Writers(self._ledger.part.sink.threads)
+        failure: BaseException | None = None
         try:
-            by_the_clock = self._settings.interval_ms > facts.exposure_ms
             (self._take_by_the_clock if by_the_clock else self._take_sequence)(stop)
-        except SegbatchError as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised when the frames are safe
             failure = error
-        finally:
-            failure = self._finish(failure, stopped=stop.is_set())
+        failure = self._finish(failure, stopped=stop.is_set())
         if failure is not None:
             raise failure
-        return record
+        return self.record or record
 
     @property
     def _left(self) -> int:
         """Frames still to take."""
         if not self._settings.frames:
             return WITHOUT_END
-        return self._settings.frames - self._ledger.record.taken
+        return self._settings.frames - self._ledger.taken
+
+    def _open_part(self) -> CameraRecord:
+        """Begin a new folder."""
+        facts = self._facts
+        folder = self._make_folder()
+        if self.folder is None:  # later it is watched
+            frame = facts.width * facts.height * facts.bytes_per_pixel
+            try:
+                require_room(folder, self._min_free + ROOM_FRAMES * frame)
+            except NoRoomError:
+                leave_if_empty(folder)
+                raise
+        record = new_record(facts, self._settings, self._properties, self._ledger.taken)
+        sink = self._make_sink(self._settings.format, folder, facts)
+        frames = self._settings.frames_per_run or WITHOUT_END
+        self._ledger.open(Part(folder, record, sink, frames))
+        self.folder, self.record = folder, record
+        if self._on_folder is not None:
+            self._on_folder(folder, record)
+        _logger.info(
+            "acquisition goes on in a new folder" if record.first_frame else "acquisition begins",
+            run=str(folder),
+            camera=facts.label,
+        )
+        return record
 
     def _take_sequence(self, stop: threading.Event) -> None:
         """Let the camera set the pace; the ring holds what the disk cannot take at once."""
@@ -148,7 +175,7 @@ class Run:
         self._start_sequence()
         heard = time.monotonic()
         while not stop.is_set() and self._left:
-            self._raise_storage_failure()
+            self._require_storage()
             batch = self._take_in()
             waited_s = time.monotonic() - heard
             if batch.shots:
@@ -169,7 +196,7 @@ class Run:
             else:
                 raise CameraError(
                     f"camera {self._camera.label} stopped by itself after "
-                    f"{self._ledger.record.taken} frames",
+                    f"{self._ledger.taken} frames",
                     f"{self._settings.frames or 'frames without end'}",
                     "check the camera's cable and power",
                 )
@@ -179,27 +206,56 @@ class Run:
         self._ledger.sequence_starts()
 
     def _take_in(self) -> Batch:
-        """Copy what is in the ring, as far as there is room before the disk."""
-        batch = self._camera.drain(min(self._writers.room, AT_ONCE, self._left))
+        """Copy what is in the ring, as far as there is room before the disk and in the folder."""
+        if not self._ledger.part.left:
+            batch = self._camera.drain(0)
+            if not batch.left:
+                return self._after(batch)
+            self._open_part()  # before anything leaves the ring: it may fail
+        limit = min(self._writers.room, AT_ONCE, self._left, self._ledger.part.left)
+        batch = self._camera.drain(limit)
         for shot in batch.shots:
             self._keep(shot)
+        return self._after(batch)
+
+    def _after(self, batch: Batch) -> Batch:
         self._ledger.ring(batch)
+        self._tend()
+        return batch
+
+    def _tend(self) -> None:
+        """Do what is due now and then; what asks the disk is the writers' work."""
         self._ledger.tell()
         if self._writers.room and self._ledger.record_is_due():
             self._writers.put(self._ledger.save)
-        return batch
+        is_due = time.monotonic() - self._looked_at_room >= ROOM_EVERY_S
+        if self._min_free and is_due and self._writers.room:
+            self._looked_at_room = time.monotonic()
+            self._writers.put(self._look_at_room)
+
+    def _look_at_room(self) -> None:
+        self._free = free_bytes(self._ledger.part.folder)
 
     def _keep(self, shot: Shot) -> None:
-        index = self._ledger.took(shot)
+        part, index = self._ledger.part, self._ledger.took(shot)
         # A disk that falls behind is not made to wait for the platter as well: a frame in the
         # system's cache is safer than one in a full ring.
         sync = not self._writers.behind
-        self._writers.put(partial(self._write, index, shot, sync=sync))
+        self._writers.put(partial(self._write, part, index, shot, sync=sync))
 
-    def _write(self, index: int, shot: Shot, *, sync: bool) -> None:
+    def _write(self, part: Part, index: int, shot: Shot, *, sync: bool) -> None:
         meta = frame_metadata(self._facts, shot.tags, index)
-        self._sink.write(index, shot.pixels, meta, sync=sync)
-        self._ledger.wrote(synced=sync)
+        part.sink.write(index, shot.pixels, meta, sync=sync)
+        if self._ledger.wrote(part, synced=sync):
+            self._close(part)
+            self._ledger.ended(part, "complete", None)
+            self._ledger.save()
+
+    @staticmethod
+    def _close(part: Part) -> None:
+        part.sink.close()
+        if part.record.unsynced and hasattr(os, "sync"):
+            os.sync()
 
     def _take_by_the_clock(self, stop: threading.Event) -> None:
         """One image at a time, each at its turn; a turn that has passed is a dropped frame."""
@@ -207,7 +263,7 @@ class Run:
         begun = time.monotonic()
         turn = 0
         while not stop.is_set() and self._left:
-            self._raise_storage_failure()
+            self._require_storage()
             due = begun + turn * interval_s
             if stop.wait(max(due - time.monotonic(), 0.0)):
                 break
@@ -217,67 +273,65 @@ class Run:
                 continue
             late_s = time.monotonic() - due
             if (passed := int(late_s / interval_s)) > 0:
-                self._ledger.missed(self._ledger.record.taken, passed, 1000 * late_s)
+                self._ledger.missed(passed, 1000 * late_s)
                 turn += passed
+            if not self._ledger.part.left:
+                self._open_part()
             shot = self._camera.snap(self._facts.exposure_ms)
             elapsed_ms = 1000 * (time.monotonic() - begun)
             self._keep(Shot(shot.pixels, {**shot.tags, "ElapsedTime-ms": round(elapsed_ms, 3)}))
             turn += 1
-            self._ledger.tell()
-            if self._ledger.record_is_due():
-                self._writers.put(self._ledger.save)
+            self._tend()
 
-    def _finish(self, failure: SegbatchError | None, *, stopped: bool) -> SegbatchError | None:
+    def _finish(self, failure: BaseException | None, *, stopped: bool) -> BaseException | None:
         """Save what can be saved, write the record; return what the run failed of, if it did."""
         deadline = time.monotonic() + FINISH_S
-        record = self._ledger.record
-        if not self._camera.calls.silent:
-            try:
-                self._camera.stop()
-                self._empty_ring(deadline)
-            except CameraError as error:
-                failure = failure or error
+        if self._camera.has_started and not self._camera.calls.silent:
+            for step in (self._camera.stop, partial(self._empty_ring, deadline)):
+                try:
+                    step()
+                except Exception as error:  # noqa: BLE001 - as above
+                    failure = failure or error
         in_time = self._writers.close(max(deadline - time.monotonic(), 1.0))
-        failure = failure or self._storage_failure()
-        if in_time:
-            try:
-                self._sink.close()
-                if record.unsynced and hasattr(os, "sync"):
-                    os.sync()
-            except OSError as error:
-                failure = failure or storage_error(error, self._ledger.folder)
-        else:
-            failure = failure or self._stuck()
-        self._ledger.end()
-        record.ended_at = now()
-        record.state = "failed" if failure else "stopped" if stopped and self._left else "complete"
-        record.error = str(failure) if failure else None
-        self._say_end()
-        try:
-            self._ledger.save()
-        except OSError as error:
-            failure = failure or storage_error(error, self._ledger.folder)
-        if not record.written:
-            leave_if_empty(self._ledger.folder)
+        lost = self._storage_failure() or (None if in_time else self._stuck())
+        if failure is None or (lost and isinstance(failure, NoRoomError)):
+            failure = lost
+        for part in self._ledger.end():
+            if in_time:
+                failure = self._attempt(partial(self._close, part), failure)
+            self._end(part, failure, stopped=stopped)
+        failure = self._attempt(self._ledger.save, failure)
+        self._ledger.tell(now=True)
+        for part in self._ledger.parts:
+            if not part.record.written:
+                leave_if_empty(part.folder)
         return failure
 
-    def _empty_ring(self, deadline: float) -> None:
-        batch = Batch(running=False, left=1)
-        while batch.left and self._left and time.monotonic() < deadline:
-            if self._writers.failure is not None:
-                break
-            batch = self._take_in()
-            time.sleep(0 if batch.shots else LOOK_S)
-        if self._left:
-            self._ledger.left_in_ring(self._camera.drain(0).left)
+    def _attempt(
+        self, step: Callable[[], None], failure: BaseException | None
+    ) -> BaseException | None:
+        """Take a step that the disk may refuse; return the first failure."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - it is raised at the end
+            return failure or self._told(error)
+        return failure
 
-    def _say_end(self) -> None:
-        record = self._ledger.record
-        say = _logger.error if record.state == "failed" else _logger.info
+    def _end(self, part: Part, failure: BaseException | None, *, stopped: bool) -> None:
+        record = part.record
+        lost = record.taken > record.written
+        if failure is not None and (lost or not isinstance(failure, NoRoomError)):
+            state: Literal["complete", "stopped", "failed"] = "failed"
+        elif failure is not None or (stopped and self._left):
+            state = "stopped"
+        else:
+            state = "complete"
+        self._ledger.ended(part, state, _text(failure) if failure is not None else None)
+        say = _logger.error if state == "failed" else _logger.info
         say(
             "acquisition ended",
-            run=str(self._ledger.folder),
-            state=record.state,
+            run=str(part.folder),
+            state=state,
             error=record.error,
             taken=record.taken,
             written=record.written,
@@ -285,20 +339,17 @@ class Run:
             dropped=record.dropped,
         )
 
-    def _require_room(self, folder: Path) -> None:
-        facts = self._facts
-        needed = ROOM_FRAMES * facts.width * facts.height * facts.bytes_per_pixel
+    def _empty_ring(self, deadline: float) -> None:
+        batch = Batch(running=False, left=1)
         try:
-            free = shutil.disk_usage(folder).free
-        except OSError as error:
-            raise storage_error(error, folder) from error
-        if free < needed:
-            leave_if_empty(folder)
-            raise StorageError(
-                f"{folder.parent} has {free / 2**20:.0f} MiB left",
-                f"room for {ROOM_FRAMES} frames, {needed / 2**20:.0f} MiB, to begin with",
-                "free some room, or let the camera write elsewhere",
-            )
+            while batch.left and self._left and time.monotonic() < deadline:
+                if self._writers.failure is not None:
+                    break
+                batch = self._take_in()
+                time.sleep(0 if batch.shots else LOOK_S)
+        finally:
+            if self._left:
+                self._ledger.left_in_ring(self._camera.drain(0).left)
 
     def _require_frames(self, silent_s: float) -> None:
         patience_s = self._settings.timeout_s + 2 * self._facts.exposure_ms / 1000
@@ -315,16 +366,34 @@ class Run:
 
     def _stuck(self) -> StorageError:
         return StorageError(
-            f"{self._ledger.folder}: the disk takes no more frames",
+            f"{self._ledger.part.folder}: the disk takes no more frames",
             "a disk as fast as the camera",
             "look at the drive or the share",
         )
 
-    def _raise_storage_failure(self) -> None:
-        failure = self._storage_failure()
-        if failure is not None:
+    def _require_storage(self) -> None:
+        if (failure := self._storage_failure()) is not None:
             raise failure
+        if self._free is not None and self._free < self._min_free:
+            raise no_room(self._ledger.part.folder, self._free, self._min_free)
 
-    def _storage_failure(self) -> StorageError | None:
+    def _storage_failure(self) -> SegbatchError | None:
         error = self._writers.failure
-        return storage_error(error, self._ledger.folder) if error is not None else None
+        return self._told(error) if error is not None else None
+
+    def _told(self, error: Exception) -> SegbatchError:
+        """Return an error of the writers in the words of whoever can act on it."""
+        folder = self._ledger.part.folder
+        if isinstance(error, SegbatchError):
+            return error
+        if isinstance(error, OSError):
+            return storage_error(error, folder)
+        return SegbatchError(
+            f"cannot write {folder}: {_text(error)}",
+            "frames that can be written",
+            "this is a fault of segbatch and not of the disk: its log has the place",
+        )
+
+
+def _text(error: BaseException) -> str:
+    return str(error) if isinstance(error, SegbatchError) else f"{type(error).__name__}: {error}"

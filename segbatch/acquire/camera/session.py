@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from segbatch.acquire.camera.door import PORT, open_camera
-from segbatch.acquire.camera.errors import CameraBusyError
+from segbatch.acquire.camera.errors import CameraBusyError, NoRoomError
 from segbatch.acquire.camera.ledger import Counts
 from segbatch.acquire.camera.record import new_run_folder
+from segbatch.acquire.camera.room import free_bytes, no_room
 from segbatch.acquire.camera.run import Run
 from segbatch.errors import SegbatchError, SettingsError
 from segbatch.log import get_logger
@@ -31,8 +32,9 @@ _logger = get_logger(__name__)
 class CameraStatus(msgspec.Struct, frozen=True):
     """Where the camera stands; counts are of all its runs since the session began.
 
-    ``waiting``: somebody else is acquiring. ``failed``: ``error`` says why.
-    Both are tried again after ``retry_in_s``.
+    ``waiting``: somebody else is acquiring, or the disk has too little room.
+    ``failed``: anything else. ``error`` says what; both are tried again after
+    ``retry_in_s``.
     """
 
     state: State = "off"
@@ -55,16 +57,25 @@ class CameraSession:
     Parameters
     ----------
     settings
-        The camera and its runs; each run is a new folder in ``settings.out``.
+        The camera and its runs, which are new folders in ``settings.out``.
     on_change
         Called from the session's thread after each change of ``status``.
     port
         Of Micro-Manager's server.
+    min_free_gib
+        Room on the disk below which no frame is taken. May be set anew at any time, for the next
+        run.
     """
 
     def __init__(
-        self, settings: CameraSettings, on_change: Callable[[], None], *, port: int = PORT
+        self,
+        settings: CameraSettings,
+        on_change: Callable[[], None],
+        *,
+        port: int = PORT,
+        min_free_gib: float = 0.0,
     ) -> None:
+        self.min_free_gib = min_free_gib
         self._settings = settings
         self._on_change = on_change
         self._port = port
@@ -89,9 +100,16 @@ class CameraSession:
         self._thread = threading.Thread(target=self._work, name="camera-session", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the run under way and let the camera go; return whether that was done in time."""
+    def ask_to_stop(self) -> None:
+        """Have the run under way ended and the camera let go; returns at once, any thread may ask.
+
+        Not from a signal handler: what it interrupted may hold the lock that this takes.
+        """
         self._stop.set()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ask to stop; return whether the run was ended and the camera let go in time."""
+        self.ask_to_stop()
         if self._thread is None:
             return True
         self._thread.join(timeout_s)
@@ -107,7 +125,8 @@ class CameraSession:
             if time.monotonic() - begun > HEALTHY_S:
                 retry_s = FIRST_RETRY_S
             self._retry_at = time.monotonic() + retry_s
-            state: State = "waiting" if isinstance(error, CameraBusyError) else "failed"
+            passes = isinstance(error, CameraBusyError | NoRoomError)
+            state: State = "waiting" if passes else "failed"
             self._set(state=state, error=str(error))
             _logger.warning("camera " + state, error=str(error), retry_in_s=retry_s)
             self._stop.wait(retry_s)
@@ -123,14 +142,20 @@ class CameraSession:
                 raise SettingsError(
                     "camera.out is empty", "a folder for the camera's runs", "set camera.out"
                 )
+            out, settings = Path(self._settings.out), self._settings
+            self._require_room(out)
             self._set(state="connecting", error=None)
             camera = open_camera(self._settings, port=self._port)
-            settings = self._settings
             if settings.frames:
                 left = settings.frames - self._status.frames_taken
                 settings = msgspec.structs.replace(settings, frames=left)
-            out = Path(settings.out)
-            Run(camera, settings, lambda: new_run_folder(out), self._follow).take(self._stop)
+            Run(
+                camera,
+                settings,
+                lambda: new_run_folder(out),
+                self._follow,
+                min_free_gib=self.min_free_gib,
+            ).take(self._stop)
         except (SegbatchError, OSError) as error:
             return error
         except Exception as error:
@@ -143,6 +168,13 @@ class CameraSession:
             if camera is not None and not camera.close():
                 _logger.error("camera did not let go in time", pending=camera.calls.silent)
         return None
+
+    def _require_room(self, out: Path) -> None:
+        """Look at the disk before the camera is opened, and a folder made, for nothing."""
+        there = next(place for place in (out, *out.absolute().parents) if place.exists())
+        free, needed = free_bytes(there), round(self.min_free_gib * 2**30)
+        if free is not None and free < needed:
+            raise no_room(out, free, needed)
 
     def _is_done(self) -> bool:
         return 0 < self._settings.frames <= self._status.frames_taken

@@ -7,8 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from segbatch.log import get_logger
+
 DEPTH = 32  # frames between the ring buffer and the disk, 100 MB at the Zelux's size
 _POLL_S = 0.05
+_logger = get_logger(__name__)
 
 
 class Writers:
@@ -19,7 +22,7 @@ class Writers:
     """
 
     def __init__(self, threads: int, depth: int = DEPTH) -> None:
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._depth = depth
         self._threads = [
@@ -58,5 +61,9 @@ class Writers:
                 try:
                     job()
                 except OSError as error:
+                    self.failure = error
+                except Exception as error:
+                    # A thread that died of it would leave the queue to nobody.
+                    _logger.exception("a frame could not be written")
                     self.failure = error
             del job  # it holds a frame

@@ -10,6 +10,7 @@ from pathlib import Path
 from segbatch.acquire.folder.complete import Candidate, Oracle
 from segbatch.acquire.folder.runs import Arrival, Due, Ended, Ready, Run
 from segbatch.acquire.folder.scan import Rules, Seen
+from segbatch.acquire.sidefiles import forget_side_files
 
 
 class Book:
@@ -58,6 +59,7 @@ class Book:
         self.runs.pop(folder, None)
         self.ready.discard(folder)
         self.ended[folder] = Ended(fingerprint, time.monotonic())
+        forget_side_files(Path(folder))
 
     def note(self, run: Run, seen: Seen, *, renamed: bool = False) -> None:
         """Take note of a file of an open run, as it was just seen."""
@@ -65,7 +67,7 @@ class Book:
         taken = run.taken.get(name)
         if taken is not None:
             if taken != (seen.size, seen.mtime_ns):
-                self.wait_for(run, seen, anew=True)
+                self.wait_for(run, seen, needs_quiet=True)
             return
         file = run.waiting.get(name)
         if file is None:
@@ -79,16 +81,18 @@ class Book:
             file.renamed = renamed
             self._due.add(run, name, file, now)
 
-    def wait_for(self, run: Run, seen: Seen, *, anew: bool = False, renamed: bool = False) -> None:
-        """Hand a file over once it is complete; ``anew``: and quiet, whatever its writer says."""
+    def wait_for(
+        self, run: Run, seen: Seen, *, needs_quiet: bool = False, renamed: bool = False
+    ) -> None:
+        """Hand a file over once it is complete; see ``Candidate`` for what is told of it."""
         name, now = run.name(seen.path), time.monotonic()
         self._forget(run, name)
-        file = Candidate(seen, now, renamed=renamed, anew=anew)
+        file = Candidate(seen, now, renamed=renamed, needs_quiet=needs_quiet)
         run.waiting[name] = file
         run.changed_at = now
         self._due.add(run, name, file, now)
 
-    def look(self, until: float) -> None:
+    def look_at_due(self, until: float) -> None:
         """Look at the files that are due, until a moment is reached."""
         while (now := time.monotonic()) < until:
             due = self._due.next(now)
@@ -122,7 +126,7 @@ class Book:
             return self._settle_s
         if (status.st_size, status.st_mtime_ns) != (file.seen.size, file.seen.mtime_ns):
             file.change(Seen(file.seen.path, status.st_size, status.st_mtime_ns), now)
-        finding = self._oracle.look(file, now)
+        finding = self._oracle.judge(file, now)
         run.changed_at = max(run.changed_at, file.since)
         if not finding.complete:
             return finding.again_in_s

@@ -38,8 +38,8 @@ class Candidate:
         When that state was first seen (seconds, monotonic).
     renamed
         It was renamed into place from a temporary name.
-    anew
-        It changed after it was handed over: only a quiet time counts.
+    needs_quiet
+        It changed after it was handed over: whatever its writer says, it must be quiet first.
     whole, ends_in_zeros
         What was found in this state; ``whole`` is None while it was not opened.
     is_stack
@@ -55,7 +55,7 @@ class Candidate:
     seen: Seen
     since: float
     renamed: bool = False
-    anew: bool = False
+    needs_quiet: bool = False
     whole: bool | None = None
     ends_in_zeros: bool = False
     is_stack: bool = False
@@ -105,7 +105,7 @@ class Oracle:
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
 
-    def look(self, file: Candidate, now: float) -> Finding:
+    def judge(self, file: Candidate, now: float) -> Finding:
         """Say whether ``file`` is complete, and when to look again if it is not."""
         path = Path(file.seen.path)
         try:
@@ -130,7 +130,7 @@ class Oracle:
         saved = micromanager.saved_by_writer(path) if path.name.startswith("img_") else None
         if saved is False and quiet_s < _PATIENCE * self._settle_s:
             return Finding(again_in_s=_between(_SOONEST_S, quiet_s, self._settle_s))
-        proven = not file.anew and (saved or file.renamed)
+        proven = not file.needs_quiet and (saved or file.renamed)
         if not proven and quiet_s < self._settle_s:
             return self._wait(quiet_s)
         if file.whole is None:
@@ -168,7 +168,7 @@ class Oracle:
             return None
         file.is_stack = True
         quiet_s = now - file.since
-        if file.anew and quiet_s < self._settle_s:
+        if file.needs_quiet and quiet_s < self._settle_s:
             return Finding(again_in_s=self._settle_s - quiet_s)
         closed = vetted.closed and 0 < file.vetted == vetted.wanted
         again_in_s = 0.0 if vetted.more else self._pace(file, now)

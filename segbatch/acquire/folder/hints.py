@@ -67,6 +67,10 @@ class Touched:
 class Hints:
     """Collects hints about one tree from watchdog's threads.
 
+    An observer looks at every folder of the tree before it is at work, and
+    lets go only between two looks: hours on a slow share. So one thread of its
+    own starts and stops it, and neither ``start`` nor ``stop`` waits for that.
+
     Parameters
     ----------
     kind
@@ -78,7 +82,13 @@ class Hints:
     is_image
         Whether a path bears the name of an image.
     wake
-        Called when there is something new, from another thread.
+        Called when there is something new, from another thread; also once the
+        observer is at work, or is known not to be.
+
+    Attributes
+    ----------
+    refused
+        Why the folder cannot be watched, empty where it can; valid once ``is_settled``.
     """
 
     def __init__(
@@ -98,15 +108,44 @@ class Hints:
         self._is_image, self._wake = is_image, wake
         self._guard = threading.Lock()
         self._touched = Touched()
+        self.refused = ""
         self._observer: BaseObserver | None = None
-        self._relay = _Relay(self.note_loss)
+        self._settled, self._stopping = threading.Event(), threading.Event()
+        self._relay = _Relay(self.note_loss, self._stopping)
         self._log = get_logger(__name__)
 
-    def start(self) -> str:
-        """Start watching; return why that cannot be done, empty where it can."""
-        logging.getLogger("watchdog").addHandler(self._relay)
+    def start(self) -> None:
+        """Begin to watch; ``is_settled`` tells when it has begun."""
         # New folders are often watched twice; where warnings are errors, that ends its thread.
         warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
+        threading.Thread(target=self._keep, name="hints", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop watching; nothing is noted from here on."""
+        self._stopping.set()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the observer is at work, or ``refused`` says why not."""
+        return self._settled.is_set()
+
+    def _keep(self) -> None:
+        """Start the observer, wait, and stop it: the life of its thread."""
+        logging.getLogger("watchdog").addHandler(self._relay)
+        try:
+            self._observer = observer = self._begin()
+            self._settled.set()
+            if not self._stopping.is_set():
+                self._wake()
+            if observer is not None:
+                self._stopping.wait()
+                with suppress(OSError, RuntimeError):
+                    observer.stop()
+                    observer.join()
+        finally:
+            logging.getLogger("watchdog").removeHandler(self._relay)
+
+    def _begin(self) -> BaseObserver | None:
         observer: BaseObserver | None = None
         try:
             observer = self._make()
@@ -114,34 +153,28 @@ class Hints:
             wanted = _INOTIFY_EVENTS if self.kind == "inotify" else _OTHER_EVENTS
             observer.schedule(handler, self._watched, recursive=True, event_filter=wanted)
             observer.start()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             if observer is not None:
                 with suppress(OSError, RuntimeError):  # half started, or not at all
                     observer.stop()
-            logging.getLogger("watchdog").removeHandler(self._relay)
-            remedy = _REMEDY.get(error.errno or 0, "check the folder and its mode")
-            self._log.warning(
-                "no events from this folder: it is rescanned instead",
-                folder=str(self.root),
-                error=error.strerror or str(error),
-                remedy=remedy,
-            )
-            return f"no events ({error.strerror or error}): {remedy}"
-        self._observer = observer
-        return ""
-
-    def stop(self) -> None:
-        """Stop watching."""
-        observer, self._observer = self._observer, None
-        if observer is not None:
-            with suppress(OSError, RuntimeError):
-                observer.stop()
-                observer.join()
-        logging.getLogger("watchdog").removeHandler(self._relay)
+            told = getattr(error, "strerror", None) or str(error)
+            remedy = _REMEDY.get(getattr(error, "errno", 0), "check the folder and its mode")
+            if not self._stopping.is_set():
+                self._log.warning(
+                    "no events from this folder: it is rescanned instead",
+                    folder=str(self.root),
+                    error=told,
+                    remedy=remedy,
+                )
+            self.refused = f"no events ({told}): {remedy}"
+            return None
+        return observer
 
     @property
     def is_alive(self) -> bool:
-        """Whether all threads that watch are at work."""
+        """Whether all threads that watch are at work, or are about to be."""
+        if not self.is_settled:
+            return True
         observer = self._observer
         if observer is None or not observer.is_alive():
             return False
@@ -165,7 +198,7 @@ class Hints:
         """Remember that hints were lost."""
         with self._guard:
             before, self._touched.lost = self._touched.lost, True
-        if not before:
+        if not (before or self._stopping.is_set()):
             self._wake()
 
     def _make(self) -> BaseObserver:
@@ -175,6 +208,8 @@ class Hints:
         return BaseObserver(paced, timeout=self._polled_s)  # type: ignore[arg-type]
 
     def _polled(self, folder: str | None) -> Iterator[os.DirEntry[str]]:
+        if self._stopping.is_set():
+            return iter(())  # a look that is under way ends soon
         return self._entries(self._named(folder or self._watched))
 
     def _named(self, path: bytes | str) -> str:
@@ -184,6 +219,8 @@ class Hints:
         return text if below == text else str(self.root) + below
 
     def _note(self, event: events.FileSystemEvent) -> None:
+        if self._stopping.is_set():
+            return
         source = self._named(event.src_path)
         target = self._named(event.dest_path) if event.dest_path else ""
         with self._guard:
@@ -244,13 +281,18 @@ class _PacedEmitter(PollingEmitter):
 
 
 class _Relay(logging.Handler):
-    """Puts watchdog's warnings into the log, and takes each as a loss of hints."""
+    """Puts watchdog's warnings into the log, and takes each as a loss of hints.
 
-    def __init__(self, note_loss: Callable[[], None]) -> None:
+    Not while it is ``stopping``: then they tell of its own threads that end.
+    """
+
+    def __init__(self, note_loss: Callable[[], None], stopping: threading.Event) -> None:
         super().__init__(logging.WARNING)
-        self._note_loss = note_loss
+        self._note_loss, self._stopping = note_loss, stopping
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._stopping.is_set():
+            return
         get_logger(__name__).warning(
             "the file watcher reports trouble: a rescan follows", detail=record.getMessage()
         )

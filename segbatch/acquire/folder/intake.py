@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from segbatch.acquire.find import natural_key
 from segbatch.acquire.folder.book import Book
 from segbatch.acquire.folder.fingerprint import Fingerprint, fingerprint_of_results
 from segbatch.acquire.folder.hints import MAX_HINTS, Hints, watches_are_exhausted
@@ -21,6 +20,7 @@ from segbatch.acquire.folder.mounts import mount_of
 from segbatch.acquire.folder.rescan import Rescan
 from segbatch.acquire.folder.runs import Arrival
 from segbatch.acquire.folder.scan import Rules
+from segbatch.acquire.naming import natural_key
 from segbatch.log import get_logger
 
 __all__ = ["Arrival", "Intake"]
@@ -75,25 +75,33 @@ class Intake:
         self._book = Book(self._rules, settle_s)
         self._hints: Hints | None = None
         self._identity: tuple[int, int] | None = None
+        self._lies_on = ""
         self._listed: dict[str, str] = {}  # fingerprints of what ``raws`` returned last
         self._rescan: Rescan | None = None
         self._rescan_at = 0.0
+        self._rescan_again = False  # what is under way may have passed by something
+        self._was_looked_through = False
+        self._polls_later = False  # the observer waits for the end of the first rescan
         self._check: Rescan | None = None
         # Folders that are to be looked through (with all below them, or not), and when.
         self._checks: dict[tuple[str, bool], float] = {}
         self._unreadable: set[str] = set()
 
     def start(self) -> None:
-        """Begin to watch; what is there already is found by the first ``take``."""
+        """Begin to watch; what is there already is found by the first ``take``.
+
+        Returns at once: ``observer`` is ``none`` until the observer is at work,
+        and then the tree is looked through once more.
+        """
         self._rescan_at = time.monotonic()
         self._find_root()
 
     def stop(self) -> None:
-        """Stop watching."""
+        """Stop watching; does not wait for a look of the observer that is under way."""
         if self._hints is not None:
             self._hints.stop()
             self._hints = None
-        self.observer = "none"
+        self.observer, self._polls_later = "none", False
 
     def take(self, limit: int) -> list[Arrival]:
         """Return up to ``limit`` arrivals, in natural order within a run.
@@ -103,7 +111,7 @@ class Intake:
         """
         self._follow_hints()
         self._scan()
-        self._book.look(time.monotonic() + _SLICE_S)
+        self._book.look_at_due(time.monotonic() + _SLICE_S)
         arrivals = list(self._book.ready.take(limit))
         self.pending = self._book.pending
         return arrivals
@@ -112,7 +120,7 @@ class Intake:
     def due_in_s(self) -> float:
         """Seconds until ``take`` has something to do, unless it is woken before."""
         scans = self._rescan is not None or self._check is not None
-        hinted = self._hints is not None and self._hints.has_some
+        hinted = self._hints is not None and (self._hints.has_some or self._has_new_observer)
         if scans or hinted or len(self._book.ready):
             return 0.0
         moments = (self._rescan_at, self._book.due_at, *self._checks.values())
@@ -128,12 +136,19 @@ class Intake:
         return math.inf if known is None else time.monotonic() - known.changed_at
 
     def raws(self, run: Path) -> list[Path]:
-        """Return all raw files of the run that are on the disk now, in natural order."""
+        """Return all raw files of the run that are on the disk now, in natural order.
+
+        One that is new, or another than it was, is taken note of: after this,
+        ``quiet_s`` knows of all that is returned.
+        """
         folder = str(run)
         total, paths = Fingerprint(), []
         deep = self._rules.is_within_run(folder)
+        known = self._book.runs.get(folder)
         for _, seen in self._rules.walk(folder, self._hear, deep=deep):
             if seen is not None:
+                if known is not None:
+                    self._book.note(known, seen)
                 path = Path(seen.path)
                 total.add(path.relative_to(run).as_posix(), seen.size, seen.mtime_ns)
                 paths.append(path)
@@ -161,18 +176,20 @@ class Intake:
     def again(self, raw: Path) -> None:
         """Hand a file over again, once it is complete and has been quiet anew."""
         run = self._book.runs.get(self._rules.run_of(str(raw.parent)))
-        seen = self._rules.look(str(raw))
+        seen = self._rules.raw_at(str(raw))
         if run is not None and seen is not None:
-            self._book.wait_for(run, seen, anew=True)
+            self._book.wait_for(run, seen, needs_quiet=True)
 
     def _follow_hints(self) -> None:
+        if self._hints is not None and self._has_new_observer:
+            self._begin_to_listen(self._hints)
         if self._hints is None or not self._hints.has_some:
             return
         touched = self._hints.take()
         if touched.lost:
-            self._rescan_at = min(self._rescan_at, time.monotonic())
+            self._rescan_now()
         for path, renamed in touched.files.items():
-            seen = self._rules.look(path)
+            seen = self._rules.raw_at(path)
             if seen is None:
                 continue
             folder = os.path.dirname(path)  # noqa: PTH120
@@ -220,20 +237,28 @@ class Intake:
             _logger.info("watched folder is back", folder=str(self.root))
             self.error = None
         identity = (status.st_dev, status.st_ino)
-        if self._hints is None or identity != self._identity or not self._hints.is_alive:
+        if identity != self._identity:
             self._identity = identity
+            self.stop()
+        if self._hints is None or not self._hints.is_alive:
             self._watch()
         elif self.observer == "inotify":
             self._warn_of_exhausted_watches()
         return True
 
     def _watch(self) -> None:
-        """Start the observer that suits the file system."""
+        """Have the observer started that suits the file system."""
         self.stop()
         mount = mount_of(self.root)
         kind = mount.observer if mount is not None else "native"
-        why = f"{mount.file_system} at {mount.point}" if mount is not None else "no table of mounts"
-        hints = Hints(
+        self._lies_on = (
+            f"{mount.file_system} at {mount.point}" if mount is not None else "no table of mounts"
+        )
+        self.why = self.why or self._lies_on
+        self._polls_later = kind == "polling" and not self._was_looked_through
+        if self._polls_later:  # else it would look at every file of runs that are over
+            return
+        self._hints = Hints(
             self.root,
             kind,
             polled_s=self._settle_s,
@@ -241,14 +266,30 @@ class Intake:
             is_image=self._rules.has_image_name,
             wake=self._wake,
         )
-        refused = hints.start()
-        if refused:
-            self.why = f"{why}; {refused}"
+        self._hints.start()
+
+    @property
+    def _has_new_observer(self) -> bool:
+        """Whether an observer has been started, or could not be, and nothing was made of it yet."""
+        return self.observer == "none" and self._hints is not None and self._hints.is_settled
+
+    def _begin_to_listen(self, hints: Hints) -> None:
+        if hints.refused:
+            self.why = f"{self._lies_on}; {hints.refused}"
+            self.stop()
             return
-        self._hints, self.observer, self.why = hints, kind, why
-        _logger.info("watching", folder=str(self.root), observer=kind, file_system=why)
-        if kind == "inotify":
+        self.observer, self.why = hints.kind, self._lies_on
+        _logger.info(
+            "watching", folder=str(self.root), observer=self.observer, file_system=self.why
+        )
+        if self.observer == "inotify":
             self._warn_of_exhausted_watches()
+        self._rescan_now()  # for what came while it was being started
+
+    def _rescan_now(self) -> None:
+        """Look through the whole tree at once, or once more after the look that is under way."""
+        self._rescan_at = min(self._rescan_at, time.monotonic())
+        self._rescan_again = self._rescan is not None
 
     def _warn_of_exhausted_watches(self) -> None:
         told = "; the limit of watches is reached: raise fs.inotify.max_user_watches (sysctl)"
@@ -281,8 +322,14 @@ class Intake:
                 return
             self._rescan = self._look_through(str(self.root), deep=True)
         if self._rescan is not None and self._rescan.go_on(time.monotonic() + _SLICE_S / 2):
-            pause_s = max(self._rescan_s, _RESCAN_SHARE * self._rescan.spent_s)
-            self._rescan, self._rescan_at = None, time.monotonic() + pause_s
+            self._end_rescan(self._rescan)
+
+    def _end_rescan(self, rescan: Rescan) -> None:
+        pause_s = max(self._rescan_s, _RESCAN_SHARE * rescan.spent_s)
+        self._rescan_at = time.monotonic() + (0.0 if self._rescan_again else pause_s)
+        self._rescan, self._rescan_again, self._was_looked_through = None, False, True
+        if self._polls_later:
+            self._watch()
 
     def _has_check(self) -> bool:
         if self._check is None:

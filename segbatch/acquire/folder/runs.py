@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segbatch.acquire.find import natural_key
 from segbatch.acquire.folder.complete import Candidate
+from segbatch.acquire.naming import natural_key
 
 
 @dataclass(frozen=True, slots=True)

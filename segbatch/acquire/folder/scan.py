@@ -1,22 +1,23 @@
 """Which files of a watched tree are raw, folder by folder; the tree is never held in memory.
 
-The rules are those of ``segbatch.acquire.find``, at a cost that allows asking
+The one listing of raw files: a run that is processed by command and one that
+is watched have the same files, and so the same fingerprint. It may be asked
 again and again: a file is opened only where its name tells nothing, and once.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from segbatch.acquire.find import (
+from segbatch.acquire.naming import (
     IMAGE_SUFFIXES,
     OWN_SUFFIXES,
     SNIFFED_SUFFIXES,
+    has_log,
     is_left_out,
     is_own_output,
     natural_key,
@@ -25,8 +26,6 @@ from segbatch.acquire.find import (
 
 _ANSWERS_KEPT = 1 << 16
 _ENTRIES_AT_ONCE = 512
-# Segbatch's results of X: what of them bears the name of an image, beside X_qc.json.
-_RESULT = re.compile(r"(.+)_(?:mask|prob|labels)(?:\.ome)?\.\w+", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +94,26 @@ class Rules:
             for number, entry in enumerate(entries):
                 if number % _ENTRIES_AT_ONCE == 0:
                     yield folder, None
-                if entry.is_dir(follow_symlinks=False):
+                try:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                except OSError as error:  # a share that had to be asked, and did not answer
+                    on_error(entry.path, error)
+                    continue
+                if is_folder:
                     if deep and self._is_entered(entry, names):
                         below.append(entry.path)
                     continue
-                seen = self._raw(entry.path, entry.name, entry.is_symlink(), names)
+                seen = self._raw(entry.path, entry.name, names)
                 if seen is not None:
                     yield folder, seen
             folders += sorted(below, key=lambda path: natural_key(Path(path)), reverse=True)
 
-    def look(self, path: str) -> Seen | None:
+    def raw_at(self, path: str) -> Seen | None:
         """Return one file that an event named, None where it is no raw file of the tree."""
         folder, name = os.path.split(path)
         if not self.is_open(folder):
             return None
-        return self._raw(path, name, os.path.islink(path), _Beside(folder))  # noqa: PTH114
+        return self._raw(path, name, _Beside(folder))
 
     def is_still_raw(self, seen: Seen) -> bool:
         """Ask again of a file whose name is like that of a result, now that it is whole."""
@@ -132,7 +136,7 @@ class Rules:
             elif (
                 not without_files
                 and self.has_image_name(entry.name)
-                and not _has_log(entry.name, names)
+                and not has_log(entry.name, names)
             ):
                 yield entry
 
@@ -154,13 +158,15 @@ class Rules:
                 return False
         return True
 
-    def _raw(self, path: str, name: str, is_link: bool, beside: Container[str]) -> Seen | None:
-        if not self.has_image_name(name) or _has_log(name, beside):
+    def _raw(self, path: str, name: str, beside: Container[str]) -> Seen | None:
+        if not self.has_image_name(name) or has_log(name, beside):
             return None
         try:
-            if is_link and not self._stays_inside(path):
-                return None
-            status = os.stat(path)  # noqa: PTH116
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                if not self._stays_inside(path):
+                    return None
+                status = os.stat(path)  # noqa: PTH116
         except (OSError, RuntimeError):  # gone meanwhile, or a link to itself
             return None
         if not stat.S_ISREG(status.st_mode):
@@ -171,12 +177,14 @@ class Rules:
         return None if self._is_own(seen, name, beside) else seen
 
     def _stays_inside(self, path: str) -> bool:
-        return Path(path).resolve().is_relative_to(Path(self.root).resolve())
+        """Tell whether a link leads to a place in its own run, wherever that run lies."""
+        run = self.run_of(os.path.dirname(path))  # noqa: PTH120
+        return Path(path).resolve().is_relative_to(Path(run).resolve())
 
     def _is_own(self, seen: Seen, name: str, beside: Container[str]) -> bool:
         if not any(suffix in name.casefold() for suffix in OWN_SUFFIXES):
             return False
-        return _has_log(name, beside) or self._answer(seen, is_own_output)
+        return has_log(name, beside) or self._answer(seen, is_own_output)
 
     def _answer(self, seen: Seen, question: Callable[[Path], bool]) -> bool:
         """Ask a question that opens the file; the answer holds until the file changes."""
@@ -201,11 +209,3 @@ class _Beside:
 def _suffix(name: str) -> str:
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
     return "" if suffix == "." else suffix
-
-
-def _has_log(name: str, beside: Container[str]) -> bool:
-    """Tell a result of ours by its QC log beside it; no result needs to be opened then."""
-    found = _RESULT.fullmatch(name)
-    return found is not None and any(
-        f"{found[1]}_qc{suffix}" in beside for suffix in (".json", ".jsonl")
-    )

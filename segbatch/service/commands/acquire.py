@@ -55,6 +55,8 @@ def acquire_command(
         )
     if out is not None:
         require_new(Path(out))
+        # It names the one folder that all frames go to.
+        camera_settings = msgspec.structs.replace(camera_settings, frames_per_run=0)
     with stop_on_signals() as stopper:
         camera = open_camera(camera_settings)
         try:
@@ -69,8 +71,16 @@ def acquire_command(
                 return new_run_folder(Path(camera_settings.out))
 
             failure: SegbatchError | None = None
+            runs: list[tuple[Path, CameraRecord]] = []
             with _Progress(camera_settings.frames) as progress:
-                run = Run(camera, camera_settings, folder, progress.follow)
+                run = Run(
+                    camera,
+                    camera_settings,
+                    folder,
+                    progress.follow,
+                    on_folder=lambda *each: runs.append(each),
+                    min_free_gib=settings.serve.min_free_gib,
+                )
                 try:
                     run.take(stopper.event)
                 except SegbatchError as error:
@@ -78,10 +88,10 @@ def acquire_command(
         finally:
             if not camera.close():
                 _logger.error("camera did not let go in time", pending=camera.calls.silent)
-    if run.record is None or run.folder is None:
+    if not runs:
         assert failure is not None  # noqa: S101 - a run without a folder has failed
         raise failure
-    _print_run(run.folder, run.record, failure, as_json=as_json)
+    _print_runs(runs, failure, as_json=as_json)
     if failure is not None and as_json:
         log.report_error(failure)
         return failure.exit_code
@@ -89,7 +99,7 @@ def acquire_command(
         raise failure
     if stopper.exit_code is not None:
         return stopper.exit_code
-    return 1 if run.record.dropped else 0
+    return 1 if any(record.dropped for _, record in runs) else 0
 
 
 def roi(text: str | None) -> list[int] | None:
@@ -143,14 +153,19 @@ def _print_plan(
     click.echo(f"then {frames}, {pace}, as {settings.format} in {where}")
 
 
-def _print_run(
-    folder: Path, record: CameraRecord, failure: SegbatchError | None, *, as_json: bool
+def _print_runs(
+    runs: Sequence[tuple[Path, CameraRecord]], failure: SegbatchError | None, *, as_json: bool
 ) -> None:
     if as_json:
-        told = {"folder": str(folder), **msgspec.to_builtins(record)}
-        answer = {"runs": [told], "error": failure.as_dict() if failure is not None else None}
+        told = [{"folder": str(folder), **msgspec.to_builtins(record)} for folder, record in runs]
+        answer = {"runs": told, "error": failure.as_dict() if failure is not None else None}
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
         return
+    for folder, record in runs:
+        _print_run(folder, record)
+
+
+def _print_run(folder: Path, record: CameraRecord) -> None:
     rate = f", {1000 / record.period_ms:.1f} frames/s" if record.period_ms else ""
     click.echo(
         f"{folder}: {record.state}: {record.taken} frames taken, {record.written} written{rate}, "

@@ -84,9 +84,11 @@ def install_service_command(
         raise UsageError(
             "this user may not install a service", "root", f"sudo {_program()} install-service"
         )
-    if instance is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", instance):
+    if instance is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", instance):
         raise UsageError(
-            f"instance {instance!r}", "letters, digits, _ . and -", "such as --instance left"
+            f"instance {instance!r}",
+            "letters, digits, _ . and -, no sign first",
+            "such as --instance left",
         )
     if gpu is None:
         gpu = here and Path("/proc/driver/nvidia").exists()
@@ -246,7 +248,7 @@ def _word(text: str) -> str:
     """Return ``text`` as one word of a unit file."""
     if _UNSAFE.search(text):
         raise UsageError(
-            f"path {text!r}",
+            f"path {text.removeprefix('-')!r}",
             "none of the characters \" ' \\ : ; $ in it",
             "rename the folder, or reach it by a link or a mount of another name",
         )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from segbatch import log
 from segbatch.errors import UsageError
+from segbatch.service.monitor.address import parse_listen
 from segbatch.service.runner.runner import Runner
 from segbatch.service.signals import stop_on_signals
 from segbatch.settings import Settings
 from segbatch.settings.sections import WatchSettings
 
+_M_ARENA_MAX = -8  # malloc.h of glibc
 _logger = log.get_logger(__name__)
 
 
@@ -26,12 +30,16 @@ def serve_command(folders: Sequence[str], load_settings: Callable[[], Settings])
     130 and 143 stopped by a signal, after frames under way were finished.
     Errors that end the service are raised with theirs.
     """
+    _bound_the_heap()
 
     def load() -> Settings:
         settings = load_settings()
         named = tuple(WatchSettings(path=folder) for folder in folders)
         settings = msgspec.structs.replace(settings, watch=(*settings.watch, *named))
         _require_sound(settings)
+        for name in ("out", "redo"):
+            if getattr(settings, name):
+                _logger.warning("setting left aside: it is for process alone", setting=name)
         return settings
 
     with stop_on_signals() as stopper:
@@ -48,14 +56,26 @@ def serve_command(folders: Sequence[str], load_settings: Callable[[], Settings])
     return stopper.exit_code or 1
 
 
+def _bound_the_heap() -> None:
+    """Have glibc keep what was freed in two places, not in eight for each core.
+
+    Frames are worked on in threads that come and go. With a place for each of them, what is
+    freed in one is of no use to another, and memory creeps up for hours.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
 def _state_folder(settings: Settings) -> Path:
     """Return a folder for what this service notes: of systemd, or of the user, by its trees."""
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given)
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "segbatch"
-    names = sorted(str(Path(watch.path).resolve()) for watch in settings.watch)
+    names = sorted(str(_absolute(watch.path)) for watch in settings.watch)
     names.append(settings.camera.out)
     digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6).hexdigest()
-    return (Path(given) if given else home) / digest
+    return home / digest
 
 
 def _require_sound(settings: Settings) -> None:
@@ -71,7 +91,14 @@ def _require_sound(settings: Settings) -> None:
         raise UsageError(
             "camera.enabled without camera.out", "a folder for its frames", "set camera.out"
         )
-    paths = [Path(watch.path).resolve() for watch in settings.watch]
+    for watch in settings.watch:
+        if not watch.path or _absolute(watch.path) == Path(_absolute(watch.path).anchor):
+            raise UsageError(
+                f"watch.path = {watch.path!r}", "a folder for frames", "name the folder itself"
+            )
+    if settings.serve.listen:
+        parse_listen(settings.serve.listen)
+    paths = [_absolute(watch.path) for watch in settings.watch]
     for number, inner in enumerate(paths):
         for other, outer in enumerate(paths):
             if number != other and inner.is_relative_to(outer):
@@ -80,3 +107,25 @@ def _require_sound(settings: Settings) -> None:
                     "watched folders apart from each other",
                     f"leave out {inner}: what lies below {outer} is watched with it",
                 )
+    _require_results_apart(settings)
+
+
+def _require_results_apart(settings: Settings) -> None:
+    """Raise UsageError where the results of one tree would lie in another, or mix with its own."""
+    places = [(watch.path, watch.out) for watch in settings.watch]
+    for number, (path, out) in enumerate(places):
+        for other, (outer, outer_out) in enumerate(places):
+            if not out or number == other:
+                continue
+            for taken in filter(None, (outer, outer_out)):
+                if _absolute(out).is_relative_to(_absolute(taken)):
+                    raise UsageError(
+                        f"watch.out = {out!r} of {path} lies in {taken!r} of {outer}",
+                        "a folder for the results of each watched folder",
+                        f"give {path} another out",
+                    )
+
+
+def _absolute(path: str) -> Path:
+    """Complete a path by its name alone: a share that hangs must not be asked."""
+    return Path(os.path.abspath(path))  # noqa: PTH100

@@ -106,6 +106,10 @@ def _print(status: ServiceStatus) -> None:
         console.print(Text.assemble((f"{name:12}", "dim"), value), soft_wrap=True)
     if status.folders:
         console.print(_folders(status.folders))
+    for folder in status.folders:
+        if folder.error:
+            told = Text.assemble((_plain(folder.path), "bold red"), f": {_plain(folder.error)}")
+            console.print(told, soft_wrap=True)
 
 
 def _lines(status: ServiceStatus) -> list[tuple[str, str]]:
@@ -143,7 +147,7 @@ def _folders(folders: list[FolderStatus]) -> object:
         free = folder.disk_free_bytes
         table.add_row(
             Text(_plain(folder.path)),
-            Text(_plain(folder.error or folder.observer), style="red" if folder.error else ""),
+            Text("trouble" if folder.error else folder.observer, "red" if folder.error else ""),
             f"{folder.runs_open:,}",
             f"{folder.pending:,}",
             f"{folder.backlog:,}",

@@ -115,6 +115,12 @@ class _Snapshot(Collector):
             "segbatch_dropped_frames", "Frames that the camera lost.", status.dropped
         )
         camera = GaugeMetricFamily("segbatch_camera_up", "1 unless the camera's session failed.")
+        acquiring = GaugeMetricFamily(
+            "segbatch_camera_acquiring", "1 while the camera's session takes frames."
+        )
+        taken = CounterMetricFamily("segbatch_camera_frames", "Frames that the camera gave.")
         if status.camera is not None:
             camera.add_metric([], status.camera.get("state") != "failed")
-        yield camera
+            acquiring.add_metric([], status.camera.get("state") == "acquiring")
+            taken.add_metric([], status.camera.get("frames_taken", 0))
+        yield from (camera, acquiring, taken)

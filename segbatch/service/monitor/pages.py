@@ -41,8 +41,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class Pages:
     """Serves ``/``, ``/status``, ``/live.json``, ``/metrics`` and ``/healthz``; read-only.
 
-    ``/healthz`` answers 200 while the service takes frames in (``running``,
-    ``reloading``) and 503 with the reason otherwise.
+    ``/healthz`` answers 200 while the service takes frames in (``running`` or
+    ``reloading``, and at least one folder open) and 503 with the reason otherwise.
 
     Parameters
     ----------
@@ -139,7 +139,8 @@ class Pages:
 
     def _health(self) -> Answer:
         status = self._status()
-        healthy = status.state in _AT_WORK
+        shut = status.folders and not any(folder.takes_in for folder in status.folders)
+        healthy = status.state in _AT_WORK and not shut
         return _json(
             HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE,
             {"healthy": healthy, "state": status.state, "why": status.why},

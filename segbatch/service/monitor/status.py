@@ -24,8 +24,10 @@ class FolderStatus(msgspec.Struct, frozen=True, kw_only=True):
         Complete files that were handed over and are not recorded yet.
     runs_open
         Runs that still get frames.
+    takes_in
+        Whether frames of this folder are taken in now.
     error
-        Why the folder cannot be watched now; None where it can.
+        What is wrong with the folder, or with a run in it; None where nothing is.
     disk_free_bytes
         Left on the disk of its results; None where that cannot be told.
     """
@@ -36,6 +38,7 @@ class FolderStatus(msgspec.Struct, frozen=True, kw_only=True):
     pending: int
     backlog: int
     runs_open: int
+    takes_in: bool
     error: str | None
     disk_free_bytes: int | None
 

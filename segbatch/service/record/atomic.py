@@ -16,13 +16,15 @@ from segbatch.errors import StorageError
 
 PARTIAL_SUFFIX = ".segbatch-part"
 
+_AGAIN = "process continues where it stopped when it is run again, serve by itself"
+_ELSEWHERE = "write elsewhere: --out DIR, or out in serve's [[watch]]"
 _REMEDY = {
-    errno.ENOSPC: "free some room, then run the same command again: it continues where it stopped",
-    errno.EDQUOT: "raise the quota or free some room, then run the same command again",
-    errno.EROFS: "remount the folder for writing, or write elsewhere with --out DIR",
-    errno.EACCES: "give this user write permission there, or write elsewhere with --out DIR",
-    errno.EPERM: "give this user write permission there, or write elsewhere with --out DIR",
-    errno.ENOENT: "bring the folder back (is the drive or share still mounted?), then run again",
+    errno.ENOSPC: f"free some room; {_AGAIN}",
+    errno.EDQUOT: f"raise the quota or free some room; {_AGAIN}",
+    errno.EROFS: f"remount the folder for writing, or {_ELSEWHERE}",
+    errno.EACCES: f"give this user write permission there, or {_ELSEWHERE}",
+    errno.EPERM: f"give this user write permission there, or {_ELSEWHERE}",
+    errno.ENOENT: f"bring the folder back (is the drive or share still mounted?); {_AGAIN}",
 }
 
 _live: set[Path] = set()
@@ -36,7 +38,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     return StorageError(
         f"cannot write {path}: {what}",
         "a folder that can be written and has room",
-        _REMEDY.get(code, "check the drive and the share, then run the same command again"),
+        _REMEDY.get(code, f"check the drive and the share; {_AGAIN}"),
     )
 
 

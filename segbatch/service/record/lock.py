@@ -18,11 +18,69 @@ from segbatch.service.record.atomic import storage_error
 
 LOCK_NAME = ".segbatch.lock"
 _SHOWN_CHARACTERS = 120  # of the command that holds a folder
+_REMEMBERED = 4096  # folders that were found free
 _logger = log.get_logger(__name__)
 
 
+class FolderLock:
+    """A folder that this process holds.
+
+    Whoever begins to work above or below it from now on is refused; only those
+    that began earlier are to be asked for.
+    """
+
+    def __init__(self, root: Path, handle: BinaryIO) -> None:
+        self._root, self._path = root, root / LOCK_NAME
+        self._identity = _identity(os.fstat(handle.fileno()))
+        handle.seek(0)
+        self._text = handle.read().decode(errors="replace")
+        self._free: set[Path] = set()
+
+    @property
+    def stands(self) -> bool:
+        """Whether the folder under this name is still the one that is held.
+
+        False where another one stands in its place: a share that was mounted
+        anew, or a lock file that somebody removed. True while nothing is there.
+        """
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return not self._root.is_dir()
+        except OSError:  # a share that does not answer for a while
+            return True
+        # Some shares number their files anew, so another number alone proves nothing.
+        return _identity(there) == self._identity or _holder_of(self._path) == self._text
+
+    def require_free(self, folder: Path, *, deep: bool) -> None:
+        """Make sure that nobody works in a folder below since before this lock was taken.
+
+        Parameters
+        ----------
+        deep
+            In all folders below that one, too.
+
+        Raises
+        ------
+        StorageError
+            Another process holds it, one between, or one below it.
+        """
+        if folder in self._free:
+            return
+        place = self._root
+        for part in folder.relative_to(self._root).parts:
+            place /= part
+            _refuse_if_held(place)
+        if deep:
+            for below in _locked_below(folder):
+                _refuse_if_held(below)
+        if len(self._free) >= _REMEMBERED:
+            self._free.clear()
+        self._free.add(folder)
+
+
 @contextmanager
-def folder_lock(root: Path) -> Iterator[None]:
+def folder_lock(root: Path, *, below: bool = True) -> Iterator[FolderLock]:
     """Hold ``root`` for this process while the block runs.
 
     The operating system's file lock is what counts: it ends with the process,
@@ -30,29 +88,46 @@ def folder_lock(root: Path) -> Iterator[None]:
     over. The file's text names the holder for the person who is refused.
     A folder above or below that is being processed is refused as well.
 
+    Parameters
+    ----------
+    below
+        Look for holders in all folders below, which takes as long as listing
+        them. Otherwise ``FolderLock.require_free`` is to be asked before the
+        work in one of them begins: for a tree that holds the runs of years.
+
     Raises
     ------
     StorageError
         Another process holds this folder, one above it or one below it, or
         no lock file can be written here.
     """
-    path = root / LOCK_NAME
+    with process_lock(root / LOCK_NAME) as handle:
+        resolved = root.resolve()
+        for parent in resolved.parents:
+            _refuse_if_held(parent)
+        if below:
+            for folder in _locked_below(resolved):
+                _refuse_if_held(folder)
+        yield FolderLock(root, handle)
+
+
+@contextmanager
+def process_lock(path: Path) -> Iterator[BinaryIO]:
+    """Hold the lock file ``path`` for this process while the block runs; as ``folder_lock``."""
     handle = _take(path)
     try:
-        for other in _neighbours(root):
-            holder = _holder_of(other)
-            if holder is not None:
-                raise _refusal(other.parent, holder)
-        yield
+        yield handle
     finally:
         _release(path, handle)
 
 
 def _release(path: Path, handle: BinaryIO) -> None:
-    if sys.platform == "win32":  # an open file cannot be removed there
-        handle.close()
     with suppress(OSError):  # the folder may be gone; the lock itself ends with the handle
-        path.unlink(missing_ok=True)
+        ours = _still_there(path, handle)  # not that of another holder of another folder
+        if sys.platform == "win32":  # an open file cannot be removed there
+            handle.close()
+        if ours:
+            path.unlink(missing_ok=True)
     handle.close()
 
 
@@ -94,17 +169,24 @@ def _still_there(path: Path, handle: BinaryIO) -> bool:
         there = path.stat()
     except FileNotFoundError:
         return False
-    mine = os.fstat(handle.fileno())
-    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+    return _identity(there) == _identity(os.fstat(handle.fileno()))
 
 
-def _neighbours(root: Path) -> Iterator[Path]:
-    resolved = root.resolve()
-    for parent in resolved.parents:
-        yield parent / LOCK_NAME
-    for folder, _, files in os.walk(resolved):
-        if LOCK_NAME in files and Path(folder) != resolved:
-            yield Path(folder) / LOCK_NAME
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _locked_below(root: Path) -> Iterator[Path]:
+    """Yield the folders below ``root`` in which a lock file lies."""
+    for folder, _, files in os.walk(root):
+        if LOCK_NAME in files and Path(folder) != root:
+            yield Path(folder)
+
+
+def _refuse_if_held(folder: Path) -> None:
+    holder = _holder_of(folder / LOCK_NAME)
+    if holder is not None:
+        raise _refusal(folder, holder)
 
 
 def _holder_of(path: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,10 +110,14 @@ class Register:
     listed
         Look at the folder's names once, at the first call, and not at each
         candidate: for one call with many raws.
+    alive
+        Called for every raw that is named.
     """
 
-    def __init__(self, folder: Path, *, listed: bool = False) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, *, listed: bool = False, alive: Callable[[], None] = lambda: None
+    ) -> None:
+        self._folder, self._alive = folder, alive
         self._there = _names_in(folder) if listed else None
         self._taken: set[str] = set()
 
@@ -130,6 +134,7 @@ class Register:
         names: dict[Path, OutputNames] = {}
         later = []
         for raw in sorted(raws, key=natural_key):
+            self._alive()
             standing = [c for c in _candidates(raw, folder) if _answers_for(c, raw, there)]
             kept = [c for c in standing if taken.isdisjoint(p.name.casefold() for p in c.all())]
             if kept:

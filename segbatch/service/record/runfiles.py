@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from segbatch.errors import StorageError
 from segbatch.service.record.atomic import sync_folder, whole_file, write_whole
 from segbatch.service.record.schema import QcRecord
 
@@ -18,6 +20,7 @@ RUN_SCHEMA = "segbatch.run/1"
 RUN_FILE = "segbatch_run.json"
 CAMERA_FILE = "segbatch_camera.json"
 FRAMES_FILE = "segbatch_frames.csv"
+_FRAMES_HEAD = b"file,page,outcome,reasons,error,"
 
 
 class Counts(msgspec.Struct, kw_only=True):
@@ -52,7 +55,7 @@ class FramesTable:
 
     def write(self, folder: Path, raw_root: Path, rows: Iterator[tuple[str, QcRecord]]) -> Path:
         """Write the table; ``rows`` are raw files, relative to ``raw_root``, with their records."""
-        path = folder / FRAMES_FILE
+        path = frames_file(folder)
         with whole_file(path) as handle:
             text = io.TextIOWrapper(handle, encoding="utf-8", newline="", write_through=True)
             writer = csv.writer(text)
@@ -112,9 +115,50 @@ class FramesTable:
             self.failed.append(f"{name} frame {record.frame.page}: {error}")
 
 
+def run_file(folder: Path) -> Path:
+    """Return the name of the run's summary in a folder: never that of a file not written here."""
+    return _own(folder / RUN_FILE, _is_run_file)
+
+
+def frames_file(folder: Path) -> Path:
+    """Return the name of the table of frames in a folder, as ``run_file``."""
+    return _own(folder / FRAMES_FILE, _is_frames_file)
+
+
+def _own(path: Path, is_ours: Callable[[Path], bool]) -> Path:
+    names = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, 100))]
+    own = next((name for name in names if not os.path.lexists(name) or is_ours(name)), None)
+    if own is None:
+        raise StorageError(
+            f"{path} and 98 names like it were not written by segbatch",
+            "a free name",
+            "move those files away",
+        )
+    return own
+
+
+def _is_run_file(path: Path) -> bool:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Marked).schema == RUN_SCHEMA
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+class _Marked(msgspec.Struct):
+    schema: str = ""
+
+
+def _is_frames_file(path: Path) -> bool:
+    try:
+        with path.open("rb") as handle:
+            return handle.read(len(_FRAMES_HEAD)) == _FRAMES_HEAD
+    except OSError:
+        return False
+
+
 def write_run_file(folder: Path, content: dict[str, Any]) -> Path:
-    """Write ``segbatch_run.json``."""
-    path = folder / RUN_FILE
+    """Write ``segbatch_run.json``, or the next free name where that is somebody else's."""
+    path = run_file(folder)
     body = msgspec.json.encode({"schema": RUN_SCHEMA, **content})
     write_whole(path, msgspec.json.format(body, indent=2) + b"\n")
     sync_folder(folder)

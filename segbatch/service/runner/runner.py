@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from segbatch.service.monitor.pages import Pages
 from segbatch.service.monitor.status import EngineStatus, ServiceStatus
 from segbatch.service.notify import Notifier
 from segbatch.service.process import Process
-from segbatch.service.record.atomic import discard_live_partials, make_folder
+from segbatch.service.record.atomic import discard_live_partials
 from segbatch.service.runner.beat import Beat
 from segbatch.service.runner.states import State, StateMachine
 from segbatch.service.runner.tree import Tree
@@ -33,6 +34,7 @@ from segbatch.settings.sections import WatchSettings
 LONGEST_WAIT_S = 1.0  # between two looks at signals, trees and the watchdog
 SLICE_S = 2.0  # for which one run is worked on while others wait
 STATUS_EVERY_S = 5.0
+PAGES_RETRY_S = 30.0
 LETTING_GO_S = 30  # longest that closing takes when nothing is under way any more
 ENGINE_OPENS_S = 600  # longest that an engine may take to be built
 FULL_FRAME_PX = (1080, 1440)  # (Y, X) of a Zelux CS165MU
@@ -70,7 +72,8 @@ class Runner:
         self._notifier = Notifier()
         self._machine = StateMachine()
         self._wake = threading.Event()
-        self._reload = threading.Event()
+        # A plain value: the signal may interrupt whoever holds the lock of an event.
+        self._reload_asked = False
         self._monitor = Monitor()
         self._beat = Beat(self._monitor, self._notifier.fed_by_work)
         self._under_way = UnderWay(state_folder)
@@ -78,6 +81,7 @@ class Runner:
         self._trees: list[Tree] = []
         self._camera: CameraSession | None = None
         self._pages: Pages | None = None
+        self._pages_at, self._no_pages = 0.0, ""
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._status_at = float("-inf")
@@ -110,17 +114,19 @@ class Runner:
             The engine cannot be used any more.
         """
         while not self._stop.is_set():
-            if self._reload.is_set():
-                self._reload.clear()
+            if self._reload_asked:
+                self._reload_asked = False
                 self._do_reload()
             self._look()
             busy = False
             for tree in self._trees:
                 busy |= self._try(tree, partial(tree.work, self._slice(tree), self._meanwhile))
+            if self._stop.is_set():
+                break
             for tree in self._trees:
                 busy |= self._try(tree, tree.settle)
             self._notifier.fed_by_work()
-            if not (busy or self._stop.is_set() or self._reload.is_set()):
+            if not (busy or self._stop.is_set() or self._reload_asked):
                 due = min((tree.due_in_s for tree in self._trees), default=LONGEST_WAIT_S)
                 self._wake.wait(min(due, LONGEST_WAIT_S))
                 self._wake.clear()
@@ -143,8 +149,7 @@ class Runner:
 
     def ask_to_reload(self) -> None:
         """Have the settings read again; callable from a signal handler."""
-        self._reload.set()
-        self._wake.set()
+        self._reload_asked = True
 
     def status(self) -> ServiceStatus:
         """Return what is to be said of the service; any thread may ask."""
@@ -152,9 +157,10 @@ class Runner:
         folders = [tree.status() for tree in self._trees]
         camera = self._camera.status if self._camera is not None else None
         seen = self._monitor.totals()
+        troubled = sum(folder.error is not None for folder in folders)
         return ServiceStatus(
             state=State.DRAINING if self._is_draining else told.state,
-            why=told.why,
+            why=told.why or (f"{troubled} of {len(folders)} folders in trouble" * bool(troubled)),
             pid=os.getpid(),
             version=__version__,
             started_at=self._started_at,
@@ -180,8 +186,13 @@ class Runner:
         self._stop.wait()
         self._notifier.stopping()
         self._notifier.extend_timeout(self._settings.serve.drain_s + LETTING_GO_S)
+        if (camera := self._camera) is not None:
+            camera.ask_to_stop()  # its frames take as long to reach the disk as those under way
         if not self._drained.wait(self._settings.serve.drain_s):
-            _logger.error("drained for too long: frames under way are left for the next start")
+            _logger.error(
+                "drained for too long: frames under way are left for the next start",
+                files_left_for_the_next_start=sum(tree.backlog for tree in self._trees),
+            )
             discard_live_partials()
             os._exit(self._exit_code())
 
@@ -212,7 +223,7 @@ class Runner:
         end = time.monotonic() + SLICE_S
 
         def enough() -> bool:
-            if self._reload.is_set() or tree.is_short_of_space:
+            if self._reload_asked or tree.is_short_of_space:
                 return True
             others = sum(tree.runs_waiting for tree in self._trees) > 1
             return others and time.monotonic() >= end
@@ -220,9 +231,9 @@ class Runner:
         return enough
 
     def _say_how_it_goes(self) -> None:
-        short = [str(tree.out) for tree in self._trees if tree.is_short_of_space]
-        if short:
-            why = f"less than {self._settings.serve.min_free_gib:g} GiB left for {', '.join(short)}"
+        if self._trees and all(tree.is_short_of_space for tree in self._trees):
+            short = ", ".join(str(tree.out) for tree in self._trees)
+            why = f"less than {self._settings.serve.min_free_gib:g} GiB left for {short}"
             if self._machine.go(State.PAUSED, why):
                 _logger.error("paused", why=why)
         elif self._machine.go(State.RUNNING):
@@ -230,6 +241,8 @@ class Runner:
         if time.monotonic() - self._status_at >= STATUS_EVERY_S:
             self._status_at = time.monotonic()
             self._notifier.status(self._line())
+        if self._pages is None and time.monotonic() >= self._pages_at:
+            self._open_pages()
 
     def _line(self) -> str:
         status = self.status()
@@ -249,27 +262,36 @@ class Runner:
         self._machine.go(State.RELOADING)
         self._notifier.reloading()
         self._notifier.extend_timeout(ENGINE_OPENS_S)
+        process: Process | None = None
         try:
             settings = self._load_settings()
             process = self._new_process(settings)
             _warm_up(process)
         except SegbatchError as error:
+            if process is not None:
+                process.close()
             _logger.error("settings not taken; the old ones stay", why=str(error))
         else:
-            before, self._settings = self._settings, settings
-            for tree in self._trees:
-                tree.close()
-            self._process.close()
-            self._process = process
-            self._open_trees()
-            if settings.camera != before.camera:  # else it goes on undisturbed
-                self._stop_camera()
-                self._start_camera()
-            if settings.serve.listen != before.serve.listen:
-                self._open_pages()
+            self._take_over(settings, process)
             _logger.info("settings read again", folders=[str(tree.root) for tree in self._trees])
         self._machine.go(State.RUNNING)
         self._notifier.ready(self._line())
+
+    def _take_over(self, settings: Settings, process: Process) -> None:
+        """Go on with settings that are sound and an engine that runs: nothing here may fail."""
+        before, self._settings = self._settings, settings
+        for tree in self._trees:
+            tree.close()
+        self._process.close()
+        self._process = process
+        self._open_trees()
+        if settings.camera != before.camera:  # else it goes on undisturbed
+            self._stop_camera()
+            self._start_camera()
+        elif self._camera is not None:
+            self._camera.min_free_gib = settings.serve.min_free_gib
+        if settings.serve.listen != before.serve.listen:
+            self._open_pages()
 
     def _new_process(self, settings: Settings) -> Process:
         return Process(settings, self._stop, self._beat, keep_other=True, under_way=self._under_way)
@@ -277,7 +299,7 @@ class Runner:
     def _open_trees(self) -> None:
         watches = list(self._settings.watch)
         camera = self._settings.camera
-        if camera.enabled and camera.out not in {watch.path for watch in watches}:
+        if camera.enabled and not any(_lies_in(camera.out, watch.path) for watch in watches):
             watches.append(WatchSettings(path=camera.out))
         self._trees = [
             Tree(watch, self._settings.serve, self._process, self._wake.set) for watch in watches
@@ -286,8 +308,9 @@ class Runner:
     def _start_camera(self) -> None:
         camera = self._settings.camera
         if camera.enabled:
-            make_folder(Path(camera.out))
-            self._camera = CameraSession(camera, self._wake.set)
+            self._camera = CameraSession(
+                camera, self._wake.set, min_free_gib=self._settings.serve.min_free_gib
+            )
             self._camera.start()
 
     def _stop_camera(self) -> None:
@@ -300,13 +323,18 @@ class Runner:
             self._pages.close()
             self._pages = None
         if not self._settings.serve.listen:
+            self._pages_at = math.inf
             return
-        pages = Pages(self._settings.serve.listen, self._monitor, self.status, self._open_raw)
         try:
+            pages = Pages(self._settings.serve.listen, self._monitor, self.status, self._open_raw)
             pages.start()
         except UsageError as error:  # frames matter more than the page that tells of them
-            _logger.error("no live page and no metrics", why=str(error))
+            if str(error) != self._no_pages:
+                _logger.error("no live page and no metrics: tried again", why=str(error))
+            self._no_pages = str(error)
+            self._pages_at = time.monotonic() + PAGES_RETRY_S
         else:
+            self._no_pages = ""
             self._pages = pages
             _logger.info("live page, metrics and health", url=pages.url)
 
@@ -326,6 +354,11 @@ class Runner:
         return EngineStatus(
             name=info.engine, precision=info.precision, model=info.name, model_sha256=info.sha256
         )
+
+
+def _lies_in(inner: str, outer: str) -> bool:
+    """Compare names alone: a share that hangs must not be asked."""
+    return Path(os.path.abspath(inner)).is_relative_to(os.path.abspath(outer))  # noqa: PTH100
 
 
 def _warm_up(process: Process) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from segbatch import log
 from segbatch.acquire.folder.intake import Intake
-from segbatch.errors import SegbatchError, StorageError, UsageError
+from segbatch.errors import EngineError, StorageError, UsageError
 from segbatch.service.live import LiveRun
 from segbatch.service.monitor.status import FolderStatus
 from segbatch.service.process import Process, Selection
 from segbatch.service.record.atomic import make_folder
-from segbatch.service.record.lock import folder_lock
+from segbatch.service.record.lock import FolderLock, folder_lock
 from segbatch.settings.sections import ServeSettings, WatchSettings
 
 ARRIVALS_AT_ONCE = 256
+MOST_WAITING = 2000  # files of a tree that are known to be complete; others wait on the disk
 RETRY_S, MAX_RETRY_S = 5.0, 300.0
 SPACE_EVERY_S = 1.0
+LOCK_EVERY_S = 1.0
 _logger = log.get_logger(__name__)
 
 
@@ -65,7 +69,12 @@ class Tree:
         self._watch, self._serve, self._process, self._wake = watch, serve, process, wake
         self._intake: Intake | None = None
         self._held = ExitStack()
+        self._lock: FolderLock | None = None
+        self._lock_at = float("-inf")
         self._lives: dict[Path, LiveRun] = {}
+        # A run that the crew is at work on is let go of when the crew is through.
+        self._at_work: Path | None = None
+        self._postponed: list[Callable[[], object]] = []
         self._trouble = Trouble()
         self._troubles: dict[Path, Trouble] = {}
         self._free_bytes: int | None = None
@@ -82,13 +91,12 @@ class Tree:
                 self._troubles[run].retry_at = 0.0
                 for raw in self._intake.raws(run):
                     self._intake.again(raw)
-        for arrival in self._intake.take(ARRIVALS_AT_ONCE):
+        room = max(0, MOST_WAITING - self.backlog)
+        for arrival in self._intake.take(min(room, ARRIVALS_AT_ONCE)):
             if self._is_in_trouble(arrival.run):
                 continue  # all of the run's files are asked for when it is tried again
-            try:
+            with self._faults_of(arrival.run):
                 self._live(arrival.run).add([arrival])
-            except StorageError as error:
-                self._in_trouble(arrival.run, error)
 
     def work(self, enough: Callable[[], bool], meanwhile: Callable[[], None]) -> bool:
         """Work on the run that waits longest; return whether there was one.
@@ -105,14 +113,19 @@ class Tree:
             return False
         live = self._lives.pop(run)
         self._lives[run] = live  # behind the others
+        self._at_work = run
         try:
-            for raw in live.work(enough, meanwhile):
-                self._intake.again(raw)
-        except StorageError as error:
-            self._in_trouble(run, error)
-        else:
-            self._troubles.pop(run, None)
-            self._trouble = Trouble()
+            with self._faults_of(run):
+                for raw in live.work(lambda: bool(self._postponed) or enough(), meanwhile):
+                    self._intake.again(raw)
+                if not self._postponed:
+                    self._troubles.pop(run, None)
+                    self._trouble = Trouble()
+        finally:
+            self._at_work = None
+            postponed, self._postponed = self._postponed, []
+            for act in postponed:
+                act()
         return True
 
     def settle(self) -> bool:
@@ -123,15 +136,20 @@ class Tree:
         EngineError
             The engine cannot be used any more.
         """
-        if self._intake is None or self.is_short_of_space:
+        if self._intake is None:
+            return False
+        if self._is_another_folder():
+            _logger.warning("another folder stands in its place; begun anew", folder=str(self.out))
+            self.close()
+            return True
+        self._forget_what_went(self._intake)
+        if self.is_short_of_space:
             return False
         run = next((run for run in self._intake.runs() if self._is_over(run)), None)
         if run is None:
             return False
-        try:
+        with self._faults_of(run):
             self._end(run, self._intake)
-        except (StorageError, UsageError) as error:
-            self._in_trouble(run, error)
         return True
 
     @property
@@ -140,14 +158,16 @@ class Tree:
         now = time.monotonic()
         if self._intake is None:
             return max(0.0, self._trouble.retry_at - now)
-        due = [self._intake.due_in_s]
+        # Where enough wait already, those that arrived are not asked for.
+        due = [self._intake.due_in_s] if self.backlog < MOST_WAITING else []
         due += [t.retry_at - now for t in self._troubles.values() if t.retry_at]
-        due += [
-            self._serve.run_quiet_s - self._intake.quiet_s(run)
-            for run in self._intake.runs()
-            if not self._is_in_trouble(run)
-        ]
-        return max(0.0, min(due))
+        if not self.is_short_of_space:  # else runs that are over wait for room
+            due += [
+                self._serve.run_quiet_s - self._intake.quiet_s(run)
+                for run in self._intake.runs()
+                if not self._is_in_trouble(run)
+            ]
+        return max(0.0, min(due, default=math.inf))
 
     @property
     def backlog(self) -> int:
@@ -182,6 +202,10 @@ class Tree:
         troubles = [self._trouble.why, *(t.why for t in list(self._troubles.values()))]
         if intake is not None:
             troubles.append(intake.error or "")
+        short = self.is_short_of_space
+        if short:
+            room = f"less than {self._serve.min_free_gib:g} GiB left for {self.out}"
+            troubles.append(f"paused: {room}")
         return FolderStatus(
             path=str(self.root),
             observer=intake.observer if intake is not None else "none",
@@ -189,26 +213,30 @@ class Tree:
             pending=intake.pending if intake is not None else 0,
             backlog=self.backlog,
             runs_open=len(self._lives),
+            takes_in=intake is not None and not intake.error and not short,
             error="; ".join(filter(None, troubles)) or None,
             disk_free_bytes=self.free_bytes,
         )
 
     def begin_anew(self, error: Exception) -> None:
         """Close the tree after an error that nobody foresaw, and open it again after a pause."""
-        self.close()
         self._trouble.grow(f"unexpected {type(error).__name__}: {error}")
+        if self._at_work is None:
+            self.close()
+        else:
+            self._postponed.append(self.close)
 
     def close(self) -> int:
         """Let go of everything; return how many complete files are left for the next start."""
         left = self.backlog
-        for live in self._lives.values():
-            live.close()
-        self._lives.clear()
+        for run in list(self._lives):
+            self._let_go(run)
         self._troubles.clear()
         if self._intake is not None:
             self._intake.stop()
             self._intake = None
         self._held.close()
+        self._lock = None
         return left
 
     def _open(self) -> None:
@@ -216,10 +244,11 @@ class Tree:
             if self.out != self.root:
                 make_folder(self.out)
             elif not self.root.is_dir():
+                is_there = "no folder" if self.root.exists() else "not there"
                 raise StorageError(
-                    f"{self.root} is not there", "a folder to watch", "make it, or mount its disk"
+                    f"{self.root} is {is_there}", "a folder to watch", "make it, or mount its disk"
                 )
-            self._held.enter_context(folder_lock(self.out))
+            self._lock = self._held.enter_context(folder_lock(self.out, below=False))
         except StorageError as error:
             if str(error) != self._trouble.why:
                 _logger.error("folder in trouble", folder=str(self.root), why=str(error))
@@ -238,8 +267,22 @@ class Tree:
 
     def _live(self, run: Path) -> LiveRun:
         if run not in self._lives:
+            self._require_free(run)
             self._lives[run] = self._process.live(run, self._out_of(run))
         return self._lives[run]
+
+    def _require_free(self, run: Path) -> None:
+        """Make sure that nobody processes a run since before this tree was held."""
+        if self._lock is not None:
+            deep = len(run.relative_to(self.root).parts) >= self._watch.run_depth
+            self._lock.require_free(self._out_of(run), deep=deep)
+
+    def _is_another_folder(self) -> bool:
+        """Whether the folder that is held is not the one of that name, as after a new mount."""
+        if self._lock is None or time.monotonic() - self._lock_at < LOCK_EVERY_S:
+            return False
+        self._lock_at = time.monotonic()
+        return not self._lock.stands
 
     def _out_of(self, run: Path) -> Path:
         return self.out / run.relative_to(self.root)
@@ -252,11 +295,12 @@ class Tree:
 
     def _end(self, run: Path, intake: Intake) -> None:
         """Judge a run as a whole and write its run files, as ``segbatch process`` would."""
-        live = self._lives.pop(run, None)
-        if live is not None:
-            live.close()
         raws = intake.raws(run)
+        if intake.quiet_s(run) < self._serve.run_quiet_s:
+            return  # something came that no hint had told of
+        self._let_go(run)
         if raws:
+            self._require_free(run)
             report = self._process.run_locked(Selection(root=run, raws=raws, out=self._out_of(run)))
             if report.state != "complete":
                 return
@@ -272,15 +316,46 @@ class Tree:
         self._troubles.pop(run, None)
         intake.release(run)
 
+    def _forget_what_went(self, intake: Intake) -> None:
+        """Let go of runs that somebody took away before they were over."""
+        there = set(intake.runs())
+        for run in self._lives.keys() - there:
+            self._let_go(run)
+        for run in self._troubles.keys() - there:
+            del self._troubles[run]
+
     def _is_in_trouble(self, run: Path) -> bool:
         return run in self._troubles and not self._troubles[run].is_over
 
-    def _in_trouble(self, run: Path, error: SegbatchError) -> None:
-        """Begin a run anew after a pause: the results on the disk say what is left to do."""
-        trouble = self._troubles.setdefault(run, Trouble())
-        if str(error) != trouble.why:
-            _logger.error("run in trouble", folder=str(run), why=str(error))
-        trouble.grow(str(error))
+    @contextmanager
+    def _faults_of(self, run: Path) -> Iterator[None]:
+        """Begin a run anew after a pause where it fails: the disk says what is left to do.
+
+        An error that nobody foresaw costs no more than that either.
+        """
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            foreseen = isinstance(error, StorageError | UsageError)
+            why = str(error) if foreseen else f"unexpected {type(error).__name__}: {error}"
+            trouble = self._troubles.setdefault(run, Trouble())
+            if not foreseen:
+                _logger.exception("unexpected error", folder=str(run))
+            elif why != trouble.why:
+                _logger.error("run in trouble", folder=str(run), why=why)
+            trouble.grow(why)
+            if run != self._at_work:
+                self._let_go(run)
+            else:
+                self._postponed.append(partial(self._let_go, run))
+
+    def _let_go(self, run: Path) -> None:
+        """Close a run; what was recorded stays."""
         live = self._lives.pop(run, None)
         if live is not None:
-            live.close()
+            try:
+                live.close()
+            except OSError as error:  # some shares tell only now what they could not write
+                _logger.error("not closed in order", folder=str(run), why=str(error))

@@ -90,18 +90,21 @@ function showNumbers(status) {
 }
 
 function showFolders(status) {
-  const rows = status.folders.map((folder) => {
+  const rows = status.folders.flatMap((folder) => {
     const row = make("tr");
     const path = row.appendChild(make("td", "path", folder.path));
     path.title = folder.path;
     const watched = row.appendChild(make("td"));
-    watched.append(folder.error ? make("span", "error", folder.error) : folder.observer);
-    watched.title = folder.error || folder.why;
+    watched.append(folder.error ? make("span", "error", "trouble") : folder.observer);
+    watched.title = folder.why;
     const free = folder.disk_free_bytes === null ? "–" : bytes(folder.disk_free_bytes).join(" ");
     for (const text of [whole(folder.runs_open), whole(folder.pending), whole(folder.backlog), free]) {
       row.append(make("td", "n", text));
     }
-    return row;
+    if (!folder.error) return [row];
+    const told = make("tr", "told");
+    told.appendChild(make("td", "error", folder.error)).colSpan = 6;
+    return [row, told];
   });
   if (!rows.length) {
     const row = make("tr");
