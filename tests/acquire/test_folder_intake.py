@@ -272,6 +272,7 @@ while time.monotonic() < end:
     names += [arrival.raw.name for arrival in intake.take(10)]
     time.sleep(0.02)
 intake.stop()
+print(intake.unreadable)
 print(names)
 """
 
@@ -297,7 +298,9 @@ def test_a_folder_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOCKED]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     locked.chmod(0o755)
-    assert answer.stdout.splitlines()[-1] == "['0.tif']", answer.stderr
+    told, names = answer.stdout.splitlines()[-2:]
+    assert names == "['0.tif']", answer.stderr
+    assert told == "cannot be read: ./locked"
     assert answer.stdout.count("folder left out") == 1
 
 

@@ -89,15 +89,17 @@ def test_a_run_that_is_taken_away_is_forgotten(tmp_path: Path, mirrored: bool) -
 
 def test_a_trouble_ends_with_its_run(tmp_path: Path) -> None:
     """Of a run that cannot be processed nothing is told any more once it was taken away."""
-    root = tmp_path / "in"
+    root, out, config = tmp_path / "in", tmp_path / "out", tmp_path / "segbatch.toml"
+    config.write_text(f'[[watch]]\npath = "{root}"\nout = "{out}"\n')
     write_frames(root / "run", 2)
-    (root / "run" / "segbatch_run.json").mkdir()  # where the run's summary should go
-    with Service([root], tmp_path / "state") as service:
+    out.mkdir()
+    (out / "run").touch()  # where the folder of the run's results should go
+    with Service([], tmp_path / "state", config=config) as service:
         service.until(lambda: service.status()["folders"][0]["error"])
         shutil.rmtree(root / "run")
         service.until(lambda: service.status()["folders"][0]["error"] is None)
         write_frames(root / "next", 2)
-        service.until(lambda: run_file(root / "next"))
+        service.until(lambda: run_file(out / "next"))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ _logger = get_logger(__name__)
 
 
 class Intake:
-    """One watched tree. One loop calls it; ``observer``, ``why``, ``pending`` and ``error`` any.
+    """One watched tree. One loop calls it; of its plain attributes any thread may ask.
 
     Parameters
     ----------
@@ -69,6 +69,7 @@ class Intake:
         self.why = ""
         self.pending = 0
         self.error: str | None = None
+        self.unreadable = ""
         self._out = root if out is None else out
         self._settle_s, self._rescan_s, self._wake = settle_s, rescan_s, wake
         self._rules = Rules(root, run_depth, exclude if out is None else (*exclude, out))
@@ -328,6 +329,10 @@ class Intake:
         pause_s = max(self._rescan_s, _RESCAN_SHARE * rescan.spent_s)
         self._rescan_at = time.monotonic() + (0.0 if self._rescan_again else pause_s)
         self._rescan, self._rescan_again, self._was_looked_through = None, False, True
+        gone = {folder for folder in self._unreadable if not os.path.lexists(folder)}
+        if gone:
+            self._unreadable -= gone
+            self._tell_unreadable()
         if self._polls_later:
             self._watch()
 
@@ -357,11 +362,19 @@ class Intake:
     def _hear(self, folder: str, error: OSError | None) -> bool:
         """Warn once of a folder that cannot be read; return whether it may hide files."""
         if error is None:
-            self._unreadable.discard(folder)
+            if folder in self._unreadable:
+                self._unreadable.discard(folder)
+                self._tell_unreadable()
             return False
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return folder == str(self.root)  # others were removed, and so are their files
         if folder not in self._unreadable and len(self._unreadable) < MAX_HINTS:
             self._unreadable.add(folder)
             _logger.warning("folder left out", folder=folder, error=error.strerror or str(error))
+            self._tell_unreadable()
         return True
+
+    def _tell_unreadable(self) -> None:
+        some, others = next(iter(self._unreadable), ""), len(self._unreadable) - 1
+        more = f", and {others} more" * (others > 0)
+        self.unreadable = f"cannot be read: {some}{more}" if some else ""

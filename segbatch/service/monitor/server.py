@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from segbatch import log
 
-THREADS: Final = 16
+THREADS: Final = 64
 _READ_S = 5.0  # between two bytes of a request, or two writes of an answer
 _CONNECTION_S = 20.0  # from the first byte to the last
 _QUEUE_S = 2.0

@@ -201,7 +201,7 @@ class Tree:
         intake = self._intake
         troubles = [self._trouble.why, *(t.why for t in list(self._troubles.values()))]
         if intake is not None:
-            troubles.append(intake.error or "")
+            troubles += [intake.error or "", intake.unreadable]
         short = self.is_short_of_space
         if short:
             room = f"less than {self._serve.min_free_gib:g} GiB left for {self.out}"
