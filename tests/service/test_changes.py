@@ -22,9 +22,10 @@ from segbatch.acquire.source import Source, open_source
 from segbatch.frame import Frame
 from segbatch.infer.segment import Segmentation, Segmenter
 from segbatch.service import plan
-from segbatch.service.process import Process, RunReport, select
+from segbatch.service.process import Process, RunReport
 from segbatch.service.progress import Progress
 from segbatch.service.record import single, stack
+from segbatch.service.selection import select
 from segbatch.settings import Settings
 from tests.service import runs
 from tests.service.test_nothing_lost import as_mere_user

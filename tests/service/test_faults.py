@@ -28,11 +28,12 @@ from segbatch.service import pipeline as pipeline_module
 from segbatch.service.commands.process import process_command
 from segbatch.service.crew import OpenFile
 from segbatch.service.plan import Ledger, PlannedFile
-from segbatch.service.process import Process, select
+from segbatch.service.process import Process
 from segbatch.service.progress import Progress
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.single import SingleRecorder
 from segbatch.service.record.stack import StackPatcher, StackRecorder
+from segbatch.service.selection import select
 from segbatch.service.signals import stop_on_signals
 from segbatch.settings import Settings
 from tests.service import runs

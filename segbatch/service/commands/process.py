@@ -10,8 +10,9 @@ import msgspec
 
 from segbatch import log
 from segbatch.errors import SegbatchError, UsageError
-from segbatch.service.process import Process, RunReport, Selection, select
+from segbatch.service.process import Process, RunReport
 from segbatch.service.progress import Progress
+from segbatch.service.selection import Selection, select
 from segbatch.service.signals import stop_on_signals
 from segbatch.settings import Settings
 

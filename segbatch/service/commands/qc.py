@@ -16,8 +16,8 @@ from segbatch.frame import gray, hash_pixels
 from segbatch.infer.quality.measures import measure
 from segbatch.infer.quality.verdict import Judge
 from segbatch.service.pipeline import group_of, quality_of
-from segbatch.service.process import Selection, select
 from segbatch.service.record.names import told
+from segbatch.service.selection import Selection, select
 from segbatch.settings import Settings
 
 _PIPED_COLUMNS = 160  # no file name is cut where nobody's screen sets the width

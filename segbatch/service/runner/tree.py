@@ -16,9 +16,10 @@ from segbatch.acquire.folder.intake import Intake
 from segbatch.errors import EngineError, StorageError, UsageError
 from segbatch.service.live import LiveRun
 from segbatch.service.monitor.status import FolderStatus
-from segbatch.service.process import Process, Selection
+from segbatch.service.process import Process
 from segbatch.service.record.atomic import make_folder
 from segbatch.service.record.lock import FolderLock, folder_lock
+from segbatch.service.selection import Selection
 from segbatch.settings.sections import ServeSettings, WatchSettings
 
 ARRIVALS_AT_ONCE = 256

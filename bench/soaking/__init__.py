@@ -1,0 +1,1 @@
+"""Parts of soak.py: writers, events, the service, and what is checked."""
