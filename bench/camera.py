@@ -1,6 +1,6 @@
 """The DemoCamera at the Zelux's full rate: frames taken, written, judged, segmented, dropped.
 
-    python bench/camera.py [--minutes 10] [--without-serve] [--folder FOLDER]
+    python bench/camera.py [--minutes 10] [--without-serve | --segment-all] [--folder FOLDER]
 
 Micro-Manager's simulated camera gives 1440 x 1080 px, 10 bits, 34.8 frames/s, beads. With
 ``segbatch serve`` as a child process that drives it and watches the folder it writes to, or,
@@ -95,7 +95,9 @@ def watch(child: subprocess.Popen[str], memory: list[tuple[float, float]]) -> No
         time.sleep(SAMPLE_S)
 
 
-def write_settings(file: Path, watched: Path, exposure_ms: float, frames: int, kind: str) -> None:
+def write_settings(
+    file: Path, watched: Path, exposure_ms: float, frames: int, kind: str, *, judge: bool
+) -> None:
     """Write the settings of a service that drives the camera and watches its folder."""
     properties = "\n".join(f'{name} = "{value}"' for name, value in PROPERTIES.items())
     text = (
@@ -103,7 +105,8 @@ def write_settings(file: Path, watched: Path, exposure_ms: float, frames: int, k
         f'[serve]\nlisten = "{LISTEN}"\nrun_quiet_s = 20.0\n\n'
         f'[camera]\nenabled = true\nbackend = "python"\ndevice = "{DEVICE}"\n'
         f'format = "{kind}"\nexposure_ms = {exposure_ms:.3f}\nframes = {frames}\n'
-        f"out = {json.dumps(str(watched))}\n\n[camera.properties]\n{properties}\n"
+        f"out = {json.dumps(str(watched))}\n\n[camera.properties]\n{properties}\n\n"
+        f"[quality]\nenabled = {json.dumps(judge)}\n"
     )
     tomllib.loads(text)
     file.write_text(text, encoding="utf-8")
@@ -121,7 +124,7 @@ def statuses(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def serve(
-    folder: Path, exposure_ms: float, frames: int, kind: str, patience_s: float
+    folder: Path, exposure_ms: float, frames: int, kind: str, patience_s: float, *, judge: bool
 ) -> tuple[list[dict[str, Any]], list[str], dict[str, Any], list[tuple[float, float]]]:
     """Run `segbatch serve` until it has worked off what the camera took.
 
@@ -131,7 +134,7 @@ def serve(
     watched = folder / "watched"
     watched.mkdir()
     settings = folder / "segbatch.toml"
-    write_settings(settings, watched, exposure_ms, frames, kind)
+    write_settings(settings, watched, exposure_ms, frames, kind, judge=judge)
     memory: list[tuple[float, float]] = []
     last: dict[str, Any] = {}
     with (folder / "serve.log").open("wb") as log_file:
@@ -238,6 +241,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--without-serve", action="store_true", help="only take and write")
+    parser.add_argument(
+        "--segment-all",
+        action="store_true",
+        help="do not judge: the simulated camera repeats one image, which is rejected as duplicate",
+    )
     parser.add_argument("--format", choices=("ome-tiff", "ndtiff"), default="ome-tiff")
     parser.add_argument("--folder", type=Path, help="where the frames go, and are removed from")
     parser.add_argument(
@@ -261,7 +269,7 @@ def main() -> None:
         else:
             patience_s = 60 * given.patience_minutes
             records, attempts, status, memory = serve(
-                folder, exposure_ms, frames, given.format, patience_s
+                folder, exposure_ms, frames, given.format, patience_s, judge=not given.segment_all
             )
         show(records, status, memory)
     if found := faults(records, attempts, frames, status):
