@@ -102,6 +102,8 @@ class Crew:
         Called by the thread that brought a file's last frame through.
     mark
         Opened around each journey.
+    begin
+        Called in each thread before its first journey.
     """
 
     def __init__(
@@ -112,8 +114,9 @@ class Crew:
         on_record: Callable[[Journey, QcRecord], None],
         on_file: Callable[[OpenFile], None],
         mark: Callable[[Journey], AbstractContextManager[None]],
+        begin: Callable[[], None],
     ) -> None:
-        self._mark = mark
+        self._mark, self._begin = mark, begin
         self._pipeline = pipeline
         self._budget = ByteBudget(memory_bytes)
         self._stop = stop
@@ -176,6 +179,7 @@ class Crew:
 
     def _work(self, assignments: Iterator[Assignment]) -> None:
         try:
+            self._begin()
             while (assignment := self._next(assignments)) is not None:
                 journey = assignment.journey
                 self._under_way[journey.ticket] = journey

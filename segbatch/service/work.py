@@ -23,6 +23,7 @@ from segbatch.service.plan import (
     measures_of,
     read_records,
 )
+from segbatch.service.priority import give_way
 from segbatch.service.progress import Listener
 from segbatch.service.record.atomic import is_partial, make_folder, remove
 from segbatch.service.record.names import retire
@@ -182,8 +183,14 @@ class Work:
             self._note,
             self._finish,
             self._mark,
+            self._begin,
         )
         crew.run(assignments, threads, meanwhile)
+
+    def _begin(self) -> None:
+        """Prepare a thread of the crew."""
+        if self._under_way is not None:  # in the service, which may drive a camera
+            give_way()
 
     def _mark(self, journey: Journey) -> AbstractContextManager[None]:
         if self._under_way is None:

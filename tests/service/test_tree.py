@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,6 +197,26 @@ def test_frames_that_are_taken_away_before_they_were_read_have_no_outcome(tmp_pa
     assert sorted(name for name, _ in runs.outcomes(run)) == ["a0.tif", "a1.tif", "a2.tif"]
     assert {outcome.outcome for outcome in runs.outcomes(run).values()} <= {"segmented", "rejected"}
     assert not [path.name for path in run.iterdir() if path.name.startswith(("a3", "a7"))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_threads_that_work_on_frames_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the service a camera's threads go before those that segment."""
+    run = tmp_path / "in" / "run"
+    run.mkdir(parents=True)
+    write_raw(run / "a.tif", [1])
+    found: list[int] = []
+
+    def noting(*_: Any, **__: Any) -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    monkeypatch.setattr(Beat, "recorded", noting)
+    with driven(run.parent, tmp_path / "state") as loop:
+        loop.until(lambda: found)
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert found[0] == min(mine + 10, 19)
 
 
 def test_no_thread_works_on_when_the_loop_around_it_failed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from segbatch.service.monitor.monitor import Monitor
 from segbatch.service.monitor.pages import Pages
 from segbatch.service.monitor.status import EngineStatus, ServiceStatus
 from segbatch.service.notify import Notifier
+from segbatch.service.priority import give_way
 from segbatch.service.process import Process
 from segbatch.service.record.atomic import discard_live_partials
 from segbatch.service.runner.beat import Beat
@@ -362,5 +364,14 @@ def _lies_in(inner: str, outer: str) -> bool:
 
 
 def _warm_up(process: Process) -> None:
-    """Open the engine, and let it prepare for the camera's whole frames."""
-    process.segmenter().segment(np.zeros(FULL_FRAME_PX, np.uint16), 16)
+    """Open the engine, and let it prepare for the camera's whole frames.
+
+    In a thread that gives way to others, as all threads then do that the engine starts.
+    """
+
+    def warm_up() -> None:
+        give_way()
+        process.segmenter().segment(np.zeros(FULL_FRAME_PX, np.uint16), 16)
+
+    with ThreadPoolExecutor(1, "warm-up") as thread:
+        thread.submit(warm_up).result()
