@@ -53,7 +53,8 @@ def plant(root: Path, files: dict[str, str], links: dict[str, str]) -> None:
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, target in links.items():
-        (root / name).symlink_to(root / target)
+        if not os.path.lexists(root / name):  # a folder of that name stands there already
+            (root / name).symlink_to(root / target)
     for name, kind in files.items():
         path = root / name
         if os.path.lexists(path):
