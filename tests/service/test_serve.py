@@ -182,11 +182,13 @@ def test_little_room_pauses_and_room_resumes(tmp_path: Path, material: Path) -> 
         config.write_text("[serve]\nmin_free_gib = 0\n")
         service.process.send_signal(signal.SIGHUP)
         service.until(lambda: run_file(root / "run"))
+        paused = service.said("folder paused")
         told = service.status()["state"]
 
     assert written == []
     assert "GiB left" in why
     assert told == "running"
+    assert len(paused) == 1
 
 
 def test_reload_takes_good_settings_and_keeps_the_old_ones_for_bad(

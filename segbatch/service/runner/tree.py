@@ -80,9 +80,11 @@ class Tree:
         self._troubles: dict[Path, Trouble] = {}
         self._free_bytes: int | None = None
         self._free_at = float("-inf")
+        self._was_short = False
 
     def look(self) -> None:
         """Take what has arrived; open the tree first where that is due."""
+        self._tell_of_space()
         if self._intake is None:
             if self._trouble.is_over:
                 self._open()
@@ -185,6 +187,15 @@ class Tree:
         """Whether the disk of the results has less room than is to be left."""
         free = self.free_bytes
         return free is not None and free < self._serve.min_free_gib * 2**30
+
+    def _tell_of_space(self) -> None:
+        short = self.is_short_of_space
+        if short and not self._was_short:
+            least = f"less than {self._serve.min_free_gib:g} GiB left for {self.out}"
+            _logger.error("folder paused", folder=str(self.root), why=least)
+        elif self._was_short and not short:
+            _logger.info("folder goes on: there is room again", folder=str(self.root))
+        self._was_short = short
 
     @property
     def free_bytes(self) -> int | None:
