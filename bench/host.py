@@ -28,7 +28,6 @@ import numpy as np
 import tifffile
 
 from segbatch.acquire.simulate import write_run
-from segbatch.frame import hash_pixels
 from segbatch.infer.objects import areas_of
 from segbatch.infer.segment import ModelInfo, Segmentation, Segmenter
 from segbatch.log import configure
@@ -51,14 +50,19 @@ class TrueMasks:
             raw = truth.with_name(truth.name.replace("_truth", ""))
             mask = np.asarray(tifffile.imread(truth) > 0, np.uint8)
             areas = areas_of(mask, 1)
-            self._known[hash_pixels(tifffile.imread(raw))] = Segmentation(
+            self._known[_key(tifffile.imread(raw))] = Segmentation(
                 mask, cv2.countNonZero(mask) / mask.size, areas.objects, areas.median,
                 0.99, 0.01, None, None,
             )  # fmt: skip
 
     def segment(self, pixels: Any, bit_depth: int, **_: Any) -> Segmentation:
         """Return the true mask of a frame, found by a few of its pixels."""
-        return self._known[hash_pixels(pixels)]
+        return self._known[_key(pixels)]
+
+
+def _key(pixels: Any) -> bytes:
+    """Return a few pixels, by which a frame is known again at no cost."""
+    return bytes(np.ascontiguousarray(pixels[::37, ::41]).tobytes())
 
 
 class HostOnly(Process):
