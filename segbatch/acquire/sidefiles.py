@@ -12,6 +12,7 @@ import json
 import re
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class IndexEntry:
     metadata_bytes: int
 
 
-class SideFile:
+class SideFile(ABC):
     """What was parsed of a file beside the images, whose writer only appends.
 
     ``at`` is the offset up to which it was parsed. A file that was replaced or
@@ -66,9 +67,9 @@ class SideFile:
         self._head = self._tail = b""
 
     @property
+    @abstractmethod
     def entry_count(self) -> int:
         """Entries that are held in memory."""
-        raise NotImplementedError
 
     def update(self, file: RawFile) -> None:
         """Parse what was appended since the last call."""
@@ -100,11 +101,11 @@ class SideFile:
         self._forget()
         self._parse(file)
 
-    def _forget(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _forget(self) -> None: ...
 
-    def _parse(self, file: RawFile) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _parse(self, file: RawFile) -> None: ...
 
 
 class IndexFile(SideFile):
