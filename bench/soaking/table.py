@@ -45,11 +45,8 @@ class Findings:
 
     @property
     def growth(self) -> float:
-        """Of the resident memory, as a fraction, in the second half of what is measured.
-
-        In the first half the allocator still finds its size; what leaks goes on in the second.
-        """
-        return self.vitals[-1].resident_mib / self.vitals[-2].resident_mib - 1
+        """Of the resident memory, from the start to the end, as a fraction."""
+        return self.vitals[-1].resident_mib / self.vitals[0].resident_mib - 1
 
     @property
     def more_files(self) -> int:
@@ -122,7 +119,7 @@ def show(lab: Lab, found: Findings, broken: list[str]) -> None:
         (
             "its resident memory: start, middle, end",
             _in_a_row(f"{v.resident_mib:.0f}" for v in found.vitals)
-            + f" MiB ({found.growth:+.1%} in the second half)",
+            + f" MiB ({found.growth:+.1%})",
             f"at most {MOST_GROWTH:+.0%}",
         ),
         (

@@ -187,10 +187,7 @@ def test_frames_that_are_taken_away_before_they_were_read_have_no_outcome(tmp_pa
     run.mkdir(parents=True)
     raws = [write_raw(run / f"a{number}.tif", [number]) for number in range(8)]
     with driven(run.parent, tmp_path / "state") as loop:
-        end = time.monotonic() + PATIENCE_S
-        while loop.tree.backlog < 8:
-            assert time.monotonic() < end
-            loop.tree.look()
+        loop.until_look(lambda: loop.tree.backlog == 8)
         for raw in raws[3:]:
             raw.unlink()
         loop.until(lambda: run_file(run))
@@ -230,10 +227,7 @@ def test_no_thread_works_on_when_the_loop_around_it_failed(tmp_path: Path) -> No
         raise ValueError("meanwhile")
 
     with driven(run.parent, tmp_path / "state") as loop:
-        end = time.monotonic() + PATIENCE_S
-        while loop.tree.backlog < 20:
-            assert time.monotonic() < end
-            loop.tree.look()
+        loop.until_look(lambda: loop.tree.backlog == 20)
         loop.tree.work(lambda: False, failing)
         assert not loop.tree._lives
         assert [t.name for t in threading.enumerate() if t.name.startswith("journey-")] == []
@@ -260,10 +254,7 @@ def test_a_fault_in_what_arrives_waits_for_those_at_work(
 
     close = LiveRun.close
     with driven(run.parent, tmp_path / "state") as loop:
-        end = time.monotonic() + PATIENCE_S
-        while loop.tree.backlog < 6:
-            assert time.monotonic() < end
-            loop.tree.look()
+        loop.until_look(lambda: loop.tree.backlog == 6)
         monkeypatch.setattr(LiveRun, "close", closing)
 
         def meanwhile() -> None:
