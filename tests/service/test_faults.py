@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -409,8 +410,16 @@ def test_a_signal_inside_the_handling_of_a_signal_ends_at_once(
 
 
 def open_descriptors() -> int:
-    """Count what this process holds open."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    """Count the files and pipes that this process holds open.
+
+    Sockets are left out: a bridge of an earlier test to a Micro-Manager that is gone goes on
+    trying to reach it, with a new one each time.
+    """
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += not str(entry.readlink()).startswith("socket:")
+    return found
 
 
 def open_files() -> int:
