@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from segbatch.infer.engine.door import available_threads
+from segbatch.infer.engine.machine import available_threads
 
 PACKAGES = ("segbatch", "openvino", "onnxruntime", "torch", "monai", "numpy", "opencv", "tifffile")
 _DISTRIBUTIONS = {"opencv": "opencv-python-headless"}

@@ -31,7 +31,7 @@ import end_to_end
 import frames
 import machine
 
-from segbatch.infer.engine.door import available_threads
+from segbatch.infer.engine.machine import available_threads
 
 if TYPE_CHECKING:
     import networks

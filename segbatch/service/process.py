@@ -17,8 +17,8 @@ import msgspec
 from segbatch import __version__, log
 from segbatch.acquire.folder.fingerprint import fingerprint, fingerprint_of_results
 from segbatch.errors import SegbatchError, StorageError, UsageError
-from segbatch.infer.engine.door import open_model
 from segbatch.infer.engine.manifest import Model
+from segbatch.infer.engine.models import open_model
 from segbatch.infer.quality.measures import Measures
 from segbatch.infer.segment import ModelInfo, Segmenter
 from segbatch.service.batch import Batch

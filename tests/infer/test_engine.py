@@ -13,8 +13,10 @@ from structlog.testing import capture_logs
 
 from segbatch.errors import EngineError, ModelError
 from segbatch.infer.engine import cache
-from segbatch.infer.engine.door import available_threads, open_engine, open_model
+from segbatch.infer.engine.door import open_engine
+from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Manifest, Model, Parity, load_model
+from segbatch.infer.engine.models import open_model
 from segbatch.infer.engine.probe import Probe, probe
 from segbatch.settings import Settings
 from tests.infer.conftest import MakeModel

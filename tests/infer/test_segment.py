@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from segbatch.errors import EngineError, SettingsError, UsageError
 from segbatch.infer.blend import axis_weights
-from segbatch.infer.engine.door import open_model
 from segbatch.infer.engine.manifest import DatasetMax, Model, Percentile, ZScore
+from segbatch.infer.engine.models import open_model
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.normalise import apply, scale_of, seen_by
 from segbatch.infer.segment import Segmenter

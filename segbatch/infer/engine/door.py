@@ -1,19 +1,14 @@
-"""The one door: a path becomes a model, a model and the settings become an engine."""
+"""The one door to engines: a model and the settings become an engine."""
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import msgspec
-
-from segbatch.errors import EngineError, ModelError
-from segbatch.infer.engine.cache import keep, recall, replace
-from segbatch.infer.engine.halo import Tiling, measure_tiling
-from segbatch.infer.engine.manifest import Manifest, Model, load_model
+from segbatch.errors import EngineError
+from segbatch.infer.engine.machine import available_threads
+from segbatch.infer.engine.manifest import Manifest, Model
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.probe import Probe, probe
 from segbatch.log import get_logger
@@ -24,13 +19,6 @@ if TYPE_CHECKING:
 
     from segbatch.settings import Settings
 
-SHIPPED = Path(__file__).parent.parent / "shipped" / "beads.json"
-MINIMAL = (
-    '{"schema": "segbatch.model/1", "name": "NAME", "file": "NAME.onnx", '
-    '"sha256": "(sha256sum NAME.onnx)", "classes": ["bead"], '
-    '"normalisation": {"type": "bit_depth"}}'
-)
-PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 GIB = float(1 << 30)
 log = get_logger(__name__)
 
@@ -75,96 +63,6 @@ class Opened:
     threads: int
     bytes_per_px: float
     memory_bytes: float
-
-
-def open_model(path: str | Path) -> Model:
-    """Read a model and find its stride and halo where its manifest does not say.
-
-    Parameters
-    ----------
-    path
-        ``""`` for the shipped network; a manifest ``NAME.json``; or
-        ``NAME.onnx`` with ``NAME.json`` beside it.
-
-    Raises
-    ------
-    ModelError
-        It cannot be had as named. No other model is ever taken instead.
-    """
-    if not str(path):
-        return _complete(SHIPPED, load_model(SHIPPED))
-    named = Path(path)
-    if named.suffix.lower() in PICKLES:
-        raise ModelError(
-            f"model {named}: a {named.suffix} file may hold code",
-            "an ONNX network with its manifest",
-            "export it first: an .onnx file, and a .json manifest beside it",
-        )
-    if named.suffix.lower() not in (".json", ".onnx"):
-        raise ModelError(
-            f"model {named}", "a manifest NAME.json, or NAME.onnx beside one", "check --model"
-        )
-    manifest_file = named.with_suffix(".json")
-    if named != manifest_file and not named.is_file():
-        raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
-    if named == manifest_file and not named.is_file():
-        raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
-    if not manifest_file.is_file():
-        raise ModelError(
-            f"model {named} without its manifest {manifest_file.name}",
-            "a manifest beside the network",
-            f"write {manifest_file}, at least {MINIMAL}",
-        )
-    model = load_model(manifest_file)
-    if named != manifest_file and model.file != named:
-        raise ModelError(
-            f"manifest {manifest_file} describes {model.manifest.file}",
-            f"the manifest of {named.name}",
-            f"correct its key file, or name {manifest_file} itself",
-        )
-    return _complete(manifest_file, model)
-
-
-def _complete(manifest_file: Path, model: Model) -> Model:
-    """Measure what tiles must respect, where the manifest does not say, and keep it."""
-    manifest = model.manifest
-    if None not in (manifest.stride, manifest.exact_tiling) and (
-        manifest.halo_px is not None or not manifest.exact_tiling
-    ):
-        return model
-    name = f"tiling-{manifest.sha256}.json"
-    found = recall(name, Tiling)
-    if found is None:
-        found = measure_tiling(
-            model.file, manifest.input_channels, available_threads(), manifest.stride
-        )
-        log.info("tiling measured", model=manifest.name, stride=found.stride, halo_px=found.halo_px)
-    full = msgspec.structs.replace(
-        manifest,
-        stride=found.stride if manifest.stride is None else manifest.stride,
-        halo_px=found.halo_px if manifest.halo_px is None else manifest.halo_px,
-        exact_tiling=found.exact if manifest.exact_tiling is None else manifest.exact_tiling,
-    )
-    try:
-        replace(manifest_file, msgspec.json.format(msgspec.json.encode(full), indent=2) + b"\n")
-    except OSError:
-        keep(name, found)
-    return Model(full, model.file)
-
-
-def available_threads() -> int:
-    """Return the processors this process may use: its affinity, cut to a control group's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-    else:
-        processors = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return processors
-    if quota == "max":
-        return processors
-    return max(1, min(processors, round(int(quota) / int(period))))
 
 
 def open_engine(model: Model, settings: Settings) -> Opened:

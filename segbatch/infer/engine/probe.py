@@ -24,6 +24,7 @@ import numpy as np
 from segbatch import __version__
 from segbatch.errors import EngineError
 from segbatch.infer.engine.cache import keep, recall
+from segbatch.infer.engine.machine import processor
 from segbatch.log import get_logger
 
 TIMEOUT_S = 180.0
@@ -83,17 +84,6 @@ def _name(sha256: str, engine: str, precision: str) -> str:
     key = [__version__, version(engine), platform.platform(), processor(), sha256, precision]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return f"probe-{engine}-{digest}.json"
-
-
-def processor() -> str:
-    """Return the processor's model name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    lines = (line.partition(":") for line in text.splitlines())
-    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
-    return "|".join(sorted({value.strip() for key, _, value in lines if key.strip() in wanted}))
 
 
 def _peak_bytes() -> int | None:

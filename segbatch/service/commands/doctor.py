@@ -16,7 +16,7 @@ import msgspec
 
 from segbatch import __version__
 from segbatch.errors import SegbatchError
-from segbatch.infer.engine.door import open_model
+from segbatch.infer.engine.models import open_model
 from segbatch.infer.segment import Segmenter
 from segbatch.settings import Settings
 
