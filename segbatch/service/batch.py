@@ -13,6 +13,7 @@ from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.verdict import Verdict
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, OpenFile
+from segbatch.service.pipeline import Observe
 from segbatch.service.plan import PlannedFile, plan_files, read_records
 from segbatch.service.progress import Listener
 from segbatch.service.record.recorder import Keep, Recorder
@@ -49,6 +50,7 @@ class Batch(Work):
         model: Model,
         settings: Settings,
         segmenter: Callable[[], Segmenter],
+        observe: Observe,
         stop: threading.Event,
         progress: Listener,
         *,
@@ -61,6 +63,7 @@ class Batch(Work):
             model,
             settings,
             segmenter,
+            observe,
             stop,
             progress,
             keep_other=keep_other,

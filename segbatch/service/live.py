@@ -16,6 +16,7 @@ from segbatch.errors import StorageError
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, OpenFile
+from segbatch.service.pipeline import Observe
 from segbatch.service.plan import PlannedFile
 from segbatch.service.progress import Listener
 from segbatch.service.record.names import Register, is_mask_of_ours
@@ -57,6 +58,7 @@ class LiveRun(Work):
         model: Model,
         settings: Settings,
         segmenter: Callable[[], Segmenter],
+        observe: Observe,
         stop: threading.Event,
         progress: Listener,
         under_way: UnderWay,
@@ -67,6 +69,7 @@ class LiveRun(Work):
             model,
             settings,
             segmenter,
+            observe,
             stop,
             progress,
             keep_other=True,

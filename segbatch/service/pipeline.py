@@ -8,10 +8,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from segbatch import __version__, log
 from segbatch.acquire.source import Source
@@ -23,8 +24,9 @@ from segbatch.errors import (
     UnreadableFrameError,
     UnsupportedFrameError,
 )
-from segbatch.frame import Frame, gray, hash_pixels
-from segbatch.infer.quality.measures import Measures, measure
+from segbatch.frame import Frame
+from segbatch.infer.quality.measures import Measures
+from segbatch.infer.quality.observe import Observation
 from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmentation, Segmenter
 from segbatch.service.record.names import printable, told
@@ -41,6 +43,7 @@ from segbatch.service.record.schema import (
 )
 from segbatch.service.turns import Turns
 
+Observe = Callable[[NDArray[Any], int | None], Observation]
 _logger = log.get_logger(__name__)
 _TRIAL_SHAPE = (64, 64)
 SOFTWARE = f"segbatch {__version__}"
@@ -109,6 +112,7 @@ class Pipeline:
         self,
         judge: Judge,
         segmenter: Callable[[], Segmenter],
+        observe: Observe,
         settings_sha256: str,
         require_folder: Callable[[], None],
     ) -> None:
@@ -117,6 +121,7 @@ class Pipeline:
         self._judging = threading.Lock()
         self._depths_warned_of: set[int] = set()
         self._segmenter = segmenter
+        self._observe = observe
         self._settings_sha256 = settings_sha256
         self._require_folder = require_folder
 
@@ -184,10 +189,10 @@ class Pipeline:
 
     def _judge_frame(self, journey: Journey, frame: Frame) -> Judged:
         with journey.timed("judge"), _faults_of_one_frame(journey):
-            pixel_hash = hash_pixels(frame.pixels)
+            seen = self._observe(frame.pixels, frame.ceiling)
+            measures, pixel_hash = seen.measures, seen.pixel_hash
             if journey.pixel_hash not in (None, pixel_hash):
                 raise RawChangedError(f"{journey.raw} has other pixels than were judged")
-            measures = measure(gray(frame.pixels), frame.ceiling)
             if measures.ceiling_exceeded:
                 self._warn_of_depth(frame, measures)
             verdict = journey.verdict

@@ -225,7 +225,7 @@ def plan_files(
             by_folder.setdefault(raw.parent, []).append(raw)
     names: dict[Path, OutputNames] = {}
     for members in by_folder.values():
-        names |= Register(folder_for(members[0]), listed=True, alive=alive).add(members)
+        names |= Register(folder_for(members[0]), at_once=True, alive=alive).add(members)
     return [
         PlannedFile(raw, index, names[raw])
         for index, raw in enumerate(frames)

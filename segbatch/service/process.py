@@ -17,9 +17,11 @@ import msgspec
 from segbatch import __version__, log
 from segbatch.acquire.folder.fingerprint import fingerprint, fingerprint_of_results
 from segbatch.errors import SegbatchError, StorageError, UsageError
+from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.engine.models import open_model
 from segbatch.infer.quality.measures import Measures
+from segbatch.infer.quality.observers import Observers
 from segbatch.infer.segment import ModelInfo, Segmenter
 from segbatch.service.batch import Batch
 from segbatch.service.live import LiveRun
@@ -99,6 +101,10 @@ class Process:
         self._settings, self._stop, self._progress = settings, stop, progress
         self._model: Model = open_model(settings.model)
         self._resources = ExitStack()
+        # On one processor there is nothing beside which another process could run.
+        processors = available_threads()
+        self._observers = Observers(processors if processors > 1 else 0)
+        self._resources.enter_context(self._observers)
         self._segmenter: Segmenter | None = None
         self._opening = threading.Lock()
 
@@ -184,13 +190,14 @@ class Process:
             self._model,
             self._settings,
             self.segmenter,
+            self._observers.observe,
             self._stop,
             self._progress,
             self._under_way,
         )
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine, and end the processes that measure frames."""
         self._resources.close()
 
     def _out_root(self, selection: Selection) -> Path:
@@ -206,6 +213,7 @@ class Process:
             self._model,
             self._settings,
             self.segmenter,
+            self._observers.observe,
             self._stop,
             self._progress,
             keep_other=self._keep_other,

@@ -15,7 +15,7 @@ from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, Crew, OpenFile
-from segbatch.service.pipeline import Journey, Pipeline
+from segbatch.service.pipeline import Journey, Observe, Pipeline
 from segbatch.service.plan import (
     Ledger,
     PlannedFile,
@@ -58,6 +58,8 @@ class Work:
         same one unless ``--out`` was given). The caller holds its lock.
     segmenter
         Opens the engine when it is first needed.
+    observe
+        Measures the pixels of a frame.
     stop
         Set from outside to end early: what is under way is finished, nothing
         more is begun.
@@ -76,6 +78,7 @@ class Work:
         model: Model,
         settings: Settings,
         segmenter: Callable[[], Segmenter],
+        observe: Observe,
         stop: threading.Event,
         progress: Listener,
         *,
@@ -88,7 +91,11 @@ class Work:
         self._stop, self._progress = stop, progress
         self._judge = Judge(settings.quality)
         self._pipeline = Pipeline(
-            self._judge, segmenter, settings.result_sha256(), self._require_same_folder
+            self._judge,
+            segmenter,
+            observe,
+            settings.result_sha256(),
+            self._require_same_folder,
         )
         self._folder_id = _identity(root)
         self._ledger = Ledger(model, settings, self.open_raw, keep_other=keep_other)

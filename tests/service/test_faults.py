@@ -23,6 +23,7 @@ import tifffile
 from segbatch import log
 from segbatch.errors import EngineError, StorageError
 from segbatch.frame import hash_pixels
+from segbatch.infer.quality import observe as observe_module
 from segbatch.infer.quality.verdict import Judge
 from segbatch.infer.segment import Segmentation, Segmenter
 from segbatch.service import pipeline as pipeline_module
@@ -191,8 +192,12 @@ def test_an_error_that_nobody_foresaw_costs_one_frame(
         elif place == "judge":
             patch.setattr(Judge, "judge", once(Judge.judge))
         else:
-            name = {"measure": "measure", "hash": "hash_pixels", "compress": "page_of"}[place]
-            patch.setattr(pipeline_module, name, once(getattr(pipeline_module, name)))
+            module, name = {
+                "measure": (observe_module, "measure"),
+                "hash": (observe_module, "hash_pixels"),
+                "compress": (pipeline_module, "page_of"),
+            }[place]
+            patch.setattr(module, name, once(getattr(module, name)))
         assert command_here(tmp_path) == 1
     found = list(told(tmp_path).values())
     assert (len(found), found.count(ENGINE_ERROR)) == (4, 1)

@@ -85,7 +85,7 @@ def test_a_torn_record_is_no_record() -> None:
 
 def test_single_mask_opens_in_pillow_with_its_colours(tmp_path: Path) -> None:
     """Pillow reads a single frame's mask as indices with a palette and the pixel size."""
-    names = Register(tmp_path, listed=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
+    names = Register(tmp_path, at_once=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
     mask = identity_mask(5)
     SingleRecorder(names).commit(0, record_of(0, file="a.tif"), products_of(mask))
 
@@ -100,7 +100,7 @@ def test_single_mask_opens_in_pillow_with_its_colours(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("tiffinfo") is None, reason="tiffinfo (libtiff-tools) not here")
 def test_masks_are_clean_for_libtiff(tmp_path: Path) -> None:
     """Libtiff's tiffinfo decodes every strip of a mask without a warning."""
-    names = Register(tmp_path, listed=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
+    names = Register(tmp_path, at_once=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
     SingleRecorder(names).commit(0, record_of(0), products_of(identity_mask(5, (1080, 1440))))
 
     done = subprocess.run(
@@ -114,7 +114,7 @@ def test_masks_are_clean_for_libtiff(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("identify") is None, reason="ImageMagick not here")
 def test_masks_open_in_imagemagick(tmp_path: Path) -> None:
     """ImageMagick reads the size of a mask and complains of nothing."""
-    names = Register(tmp_path, listed=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
+    names = Register(tmp_path, at_once=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
     SingleRecorder(names).commit(0, record_of(0), products_of(identity_mask(5)))
 
     done = subprocess.run(
@@ -129,7 +129,7 @@ def test_masks_open_in_imagemagick(tmp_path: Path) -> None:
 
 def test_committing_again_without_a_mask_removes_the_old_one(tmp_path: Path) -> None:
     """A frame that turns out to be rejected keeps no mask of its earlier outcome."""
-    names = Register(tmp_path, listed=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
+    names = Register(tmp_path, at_once=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
     recorder = SingleRecorder(names)
     recorder.commit(0, record_of(0), products_of(identity_mask(1)))
     recorder.commit(0, record_of(0, segmented=False), None)
@@ -140,7 +140,7 @@ def test_committing_again_without_a_mask_removes_the_old_one(tmp_path: Path) -> 
 
 def test_keeping_products_rewrites_the_record_alone(tmp_path: Path) -> None:
     """A record amended with its products kept leaves the mask's bytes as they were."""
-    names = Register(tmp_path, listed=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
+    names = Register(tmp_path, at_once=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
     recorder = SingleRecorder(names)
     recorder.commit(0, record_of(0), products_of(identity_mask(1)))
     before = names.mask.read_bytes()
@@ -152,7 +152,7 @@ def test_keeping_products_rewrites_the_record_alone(tmp_path: Path) -> None:
 
 def stack_names(folder: Path, raw: str = "run.tif"):
     """Name the results of one stack."""
-    return Register(folder, listed=True).add([folder / raw])[folder / raw]
+    return Register(folder, at_once=True).add([folder / raw])[folder / raw]
 
 
 def test_stack_frames_out_of_order_end_in_order(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_products_beside_the_mask_open_with_their_types(tmp_path: Path) -> None:
 def test_two_raws_of_one_stem_never_share_results(tmp_path: Path) -> None:
     """The second of two raws of one stem has results under its full name."""
     raws = [tmp_path / "a.tif", tmp_path / "a.tiff"]
-    named = Register(tmp_path, listed=True).add(raws)
+    named = Register(tmp_path, at_once=True).add(raws)
 
     assert named[raws[0]].mask.name == "a_mask.tif"
     assert named[raws[1]].mask.name == "a.tiff_mask.tif"
@@ -293,9 +293,9 @@ def test_two_raws_of_one_stem_never_share_results(tmp_path: Path) -> None:
 def test_a_later_raw_of_the_same_stem_leaves_earlier_results_alone(tmp_path: Path) -> None:
     """A raw keeps its results when another of its stem appears that sorts before it."""
     late, early = tmp_path / "a.tif", tmp_path / "a.tiff"
-    names = Register(tmp_path, listed=True).add([early])[early]
+    names = Register(tmp_path, at_once=True).add([early])[early]
     SingleRecorder(names).commit(0, record_of(0, file="a.tiff"), products_of(identity_mask(1)))
-    named = Register(tmp_path, listed=True).add([late, early])
+    named = Register(tmp_path, at_once=True).add([late, early])
 
     assert named[early].mask.name == "a_mask.tif"
     assert named[late].mask.name == "a.tif_mask.tif"
@@ -304,7 +304,7 @@ def test_a_later_raw_of_the_same_stem_leaves_earlier_results_alone(tmp_path: Pat
 def test_a_raw_named_like_a_mask_is_never_overwritten(tmp_path: Path) -> None:
     """Results go under the full name where the plain one is somebody's raw file."""
     raws = [tmp_path / "a.tif", tmp_path / "a_mask.tif"]
-    named = Register(tmp_path, listed=True).add(raws)
+    named = Register(tmp_path, at_once=True).add(raws)
 
     products = {path for names in named.values() for path in names.products()}
     assert products.isdisjoint(raws)
@@ -320,7 +320,7 @@ def test_palette_tells_neighbouring_classes_apart() -> None:
 
 def test_a_mask_saved_by_an_editor_that_keeps_our_words_is_not_ours(tmp_path: Path) -> None:
     """A corrected mask is somebody's own even where its editor kept the Software tag."""
-    names = Register(tmp_path, listed=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
+    names = Register(tmp_path, at_once=True).add([tmp_path / "a.tif"])[tmp_path / "a.tif"]
     SingleRecorder(names).commit(0, record_of(0), products_of(identity_mask(5)))
     assert is_own_output(names.mask)
     with Image.open(names.mask) as image:

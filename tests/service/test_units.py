@@ -313,7 +313,7 @@ def assert_probabilities(path: Path, numbers: list[int | None]) -> None:
 def test_probabilities_of_many_classes_stand_beside_an_ome_stack(tmp_path: Path) -> None:
     """A (K, Y, X) page for each frame is published, patched and copied, rejected ones as zeros."""
     raw = tmp_path / "run.ome.tif"
-    names = Register(tmp_path, listed=True).add([raw])[raw]
+    names = Register(tmp_path, at_once=True).add([raw])[raw]
     recorder = StackRecorder(names, probabilities=True, labels=True)
     numbers: list[int | None] = [0, None, 2, 3, 4, 5]
     for page in (3, 0, 1, 2, 5, 4):
@@ -346,7 +346,7 @@ def test_probabilities_of_many_classes_stand_beside_an_ome_stack(tmp_path: Path)
 def test_probabilities_of_many_classes_stand_beside_a_single_frame(tmp_path: Path) -> None:
     """A single OME frame's probabilities hold one plane for each class."""
     raw = tmp_path / "a.ome.tif"
-    names = Register(tmp_path, listed=True).add([raw])[raw]
+    names = Register(tmp_path, at_once=True).add([raw])[raw]
     SingleRecorder(names).commit(0, record_of(0, file=raw.name), classes_of(4))
 
     assert_probabilities(names.probabilities, [4])
@@ -355,7 +355,7 @@ def test_probabilities_of_many_classes_stand_beside_a_single_frame(tmp_path: Pat
 def test_a_stack_of_frames_of_several_sizes_is_published(tmp_path: Path) -> None:
     """Frames of other sizes keep them, page by page, also where their mask is blank."""
     raw = tmp_path / "run.ome.tif"
-    names = Register(tmp_path, listed=True).add([raw])[raw]
+    names = Register(tmp_path, at_once=True).add([raw])[raw]
     recorder = StackRecorder(names, probabilities=False, labels=False)
     shapes = [(37, 53), (20, 30), (37, 53)]
     for number, shape in enumerate(shapes):

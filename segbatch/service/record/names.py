@@ -103,22 +103,25 @@ class Register:
     over the results of another. A name that would fall on a raw file, or on a
     file that segbatch did not write, is passed over for the full name.
 
+    The folder's names are read once, when the first raw is named. What came since can
+    only stand in the way: the names that are about to be given are looked up again where
+    raws are named one after another.
+
     Parameters
     ----------
     folder
         Where the results go; it need not exist.
-    listed
-        Look at the folder's names once, at the first call, and not at each
-        candidate: for one call with many raws.
+    at_once
+        All raws are named by one call.
     alive
         Called for every raw that is named.
     """
 
     def __init__(
-        self, folder: Path, *, listed: bool = False, alive: Callable[[], None] = lambda: None
+        self, folder: Path, *, at_once: bool = False, alive: Callable[[], None] = lambda: None
     ) -> None:
-        self._folder, self._alive = folder, alive
-        self._there = _names_in(folder) if listed else None
+        self._folder, self._at_once, self._alive = folder, at_once, alive
+        self._there = _names_in(folder)
         self._taken: set[str] = set()
 
     def add(self, raws: Sequence[Path]) -> dict[Path, OutputNames]:
@@ -129,13 +132,17 @@ class Register:
         StorageError
             All names that a raw may use belong to somebody else.
         """
-        folder, there, taken = self._folder, self._there, self._taken
+        folder, taken = self._folder, self._taken
         taken.update(raw.name.casefold() for raw in raws if raw.parent == folder)
         names: dict[Path, OutputNames] = {}
         later = []
         for raw in sorted(raws, key=natural_key):
             self._alive()
-            standing = [c for c in _candidates(raw, folder) if _answers_for(c, raw, there)]
+            standing = [
+                candidate
+                for number, candidate in enumerate(_candidates(raw, folder))
+                if self._answers_for(candidate, raw, again=number == 0)
+            ]
             kept = [c for c in standing if taken.isdisjoint(p.name.casefold() for p in c.all())]
             if kept:
                 spoilt = tuple(candidate for candidate in standing if candidate != kept[0])
@@ -148,12 +155,34 @@ class Register:
                 (
                     replace(candidate, superseded=spoilt)
                     for candidate in _candidates(raw, folder)
-                    if _free(candidate, there, taken) and not _owned(candidate, there)
+                    if self._is_free(candidate)
                 ),
                 None,
             ) or _refuse(raw, folder)
             taken.update(path.name.casefold() for path in names[raw].all())
         return names
+
+    def _answers_for(self, names: OutputNames, raw: Path, *, again: bool) -> bool:
+        logs = self._existing((names.qc, names.qc_lines), again=again)
+        # A log that may not be read is taken for this raw's: it is not to be written a second time.
+        return told(raw) in _owners(logs) or any(not os.access(p, os.R_OK) for p in logs)
+
+    def _is_free(self, names: OutputNames) -> bool:
+        """Tell whether no name is a raw's, on a foreign file, or with results of any raw."""
+        if any(path.name.casefold() in self._taken for path in names.all()):
+            return False
+        there = self._existing(names.all(), again=True)
+        logs = [path for path in there if path in (names.qc, names.qc_lines)]
+        return all(is_ours(path) for path in there) and not _owners(logs)
+
+    def _existing(self, paths: Iterable[Path], *, again: bool) -> list[Path]:
+        """Return those that exist; ``again``: also those that came since the folder was read."""
+        known = self._at_once or not again
+        return [
+            path
+            for path in paths
+            if not (known and path.name.casefold() not in self._there) and os.path.lexists(path)
+        ]
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -204,35 +233,10 @@ def _shortened(stem: str) -> str:
     return encoded[: _LONGEST_STEM_BYTES - 9].decode("utf-8", "ignore") + "~" + digest
 
 
-def _free(names: OutputNames, there: set[str] | None, taken: set[str]) -> bool:
-    """Tell whether no name is a raw's or another raw's results, or on a foreign file."""
-    return all(path.name.casefold() not in taken for path in names.all()) and all(
-        is_ours(path) for path in _existing(names.all(), there)
-    )
-
-
-def _answers_for(names: OutputNames, raw: Path, there: set[str] | None) -> bool:
-    logs = _existing((names.qc, names.qc_lines), there)
-    # A log that may not be read is taken for this raw's: it is not to be written a second time.
-    return told(raw) in _owners(names, there) or any(not os.access(p, os.R_OK) for p in logs)
-
-
-def _owned(names: OutputNames, there: set[str] | None) -> bool:
-    """Tell whether results stand there that answer for a raw, whichever."""
-    return bool(_owners(names, there))
-
-
-def _owners(names: OutputNames, there: set[str] | None) -> set[str]:
-    logs = [_head(path) for path in _existing((names.qc, names.qc_lines), there)]
-    return {head.frame.file for head in logs if head is not None}
-
-
-def _existing(paths: Iterable[Path], there: set[str] | None) -> list[Path]:
-    return [
-        path
-        for path in paths
-        if (there is None or path.name.casefold() in there) and os.path.lexists(path)
-    ]
+def _owners(logs: Iterable[Path]) -> set[str]:
+    """Return the names of the raws that QC logs of ours answer for."""
+    heads = [_head(path) for path in logs]
+    return {head.frame.file for head in heads if head is not None}
 
 
 def is_ours(path: Path) -> bool:

@@ -1,0 +1,68 @@
+"""A process that looks at frames: ``observers`` starts it, and ends it by closing its input.
+
+    python -m segbatch.infer.quality.observer DESCRIPTOR
+
+It says ``ready`` and then answers each line, a ``Request``, with one line, an ``Observation``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+
+from segbatch.infer.quality.observe import Request, observe
+
+# Of glibc's malloc.h. Blocks of all sizes from one heap, which is not given back between frames.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def main(descriptor: int) -> None:
+    """Answer until the input ends: it does so with the process at its other end, however that dies.
+
+    Raises
+    ------
+    Exception
+        Whatever looking at a frame raised: the other end looks again, and tells of it.
+    """
+    # A signal to the whole group is for the run, which still wants its last frames measured.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    _keep_what_was_freed()
+    memory: mmap.mmap | None = None
+    _say(b"ready")
+    for line in sys.stdin.buffer:
+        asked = msgspec.json.decode(line, type=Request)
+        size = os.fstat(descriptor).st_size
+        if memory is None or len(memory) != size:
+            memory = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+        dtype, count = np.dtype(asked.dtype), int(np.prod(asked.shape))
+        pixels: np.ndarray[Any, Any] = np.frombuffer(memory, dtype, count).reshape(asked.shape)
+        _say(msgspec.json.encode(observe(pixels, asked.ceiling)))
+
+
+def _keep_what_was_freed() -> None:
+    """Have the C library keep its memory: to page it in for each frame is a third of the cost."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TOP_PAD, 1 << 24)
+
+
+def _say(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

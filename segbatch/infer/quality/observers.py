@@ -1,0 +1,252 @@
+"""Processes that look at frames, beside the one that drives the run.
+
+Measuring a frame is some three hundred short calls into OpenCV and NumPy, and each of them
+gives Python's global lock away and waits to get it back. Two threads that do so are no faster
+than one, and every other thread waits in the same queue. So frames are measured in processes
+of their own: the pixels go through shared memory, the answer is a line of JSON.
+
+A process that dies or hangs costs nothing: its frame is measured here.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import msgspec
+import numpy as np
+
+from segbatch.infer.quality.observe import Observation, Request, observe
+from segbatch.log import get_logger
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+# More would only wait for what is left to do here, one frame after another.
+MOST_OBSERVERS = 6
+# A larger frame keeps the lock free for long, and would be copied for nothing.
+LARGEST_BYTES = 1 << 26
+# Another process is started when so many more frames found all busy than found one free.
+CROWDED = 8
+ANSWERS_S = 60.0
+_logger = get_logger(__name__)
+
+
+class Observers:
+    """Measures frames, in processes of its own where there are cores for them.
+
+    Processes are started one after another, as frames have to wait for them.
+    ``observe`` may be called from several threads.
+
+    Parameters
+    ----------
+    most
+        Processes to start at most; 0 where all is to be done in the calling thread.
+    """
+
+    def __init__(self, most: int) -> None:
+        able = hasattr(os, "memfd_create")  # Linux: memory that ends with those who use it
+        self._most = min(most, MOST_OBSERVERS) if able else 0
+        self._changed = threading.Condition()
+        self._idle: list[_Observer] = []
+        self._starting: _Observer | None = None
+        self._count = 0
+        self._crowded = 0
+        self._closed = False
+
+    def __enter__(self) -> Observers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def observe(self, pixels: NDArray[Any], ceiling: int | None) -> Observation:
+        """Return what ``observe.observe`` does."""
+        observer = self._borrow() if 0 < pixels.nbytes <= LARGEST_BYTES else None
+        if observer is None:
+            return observe(pixels, ceiling)
+        found: Observation | None = None
+        try:
+            found = observer.ask(pixels, ceiling)
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            _logger.warning("a process that measures frames was lost", why=str(error))
+        finally:
+            self._give_back(observer, usable=found is not None)
+        return observe(pixels, ceiling) if found is None else found
+
+    def close(self) -> None:
+        """End the processes; frames are measured in the calling thread from here on."""
+        with self._changed:
+            self._closed = True
+            ending = [*self._idle, *([self._starting] if self._starting is not None else [])]
+            self._idle.clear()
+            self._starting = None
+            self._changed.notify_all()
+        for observer in ending:
+            observer.close()
+
+    def _borrow(self) -> _Observer | None:
+        """Return a process that is free, None where the caller had better look by itself."""
+        with self._changed:
+            if self._closed or not self._most:
+                return None
+            self._welcome()
+            if self._idle:
+                self._crowded = max(0, self._crowded - 1)
+                return self._idle.pop()
+            self._crowded += 1
+            more_wanted = not self._count or self._crowded >= CROWDED
+            if more_wanted and self._starting is None and self._count < self._most:
+                self._start()
+            if self._starting is not None or not self._count:
+                return None
+            self._changed.wait_for(lambda: self._idle or self._closed or not self._count)
+            return self._idle.pop() if self._idle else None
+
+    def _start(self) -> None:
+        self._crowded = 0
+        try:
+            self._starting = _Observer()
+            self._count += 1
+        except OSError as error:
+            self._do_without(error)
+
+    def _welcome(self) -> None:
+        """Take the process that was started among the others, once it is ready."""
+        observer = self._starting
+        if observer is None:
+            return
+        try:
+            if not observer.is_ready():
+                return
+            self._idle.append(observer)
+        except OSError as error:
+            observer.close()
+            self._count -= 1
+            self._do_without(error)
+        self._starting = None
+
+    def _do_without(self, error: OSError) -> None:
+        """Start no further process: the next would fare no better."""
+        _logger.warning("no further process measures frames", why=str(error))
+        self._most = self._count
+
+    def _give_back(self, observer: _Observer, *, usable: bool) -> None:
+        with self._changed:
+            keep = usable and not self._closed
+            if keep:
+                self._idle.append(observer)
+            else:
+                self._count -= 1
+            self._changed.notify_all()
+        if not keep:
+            observer.close()
+
+
+class _Observer:
+    """One process, the memory that is shared with it, and the pipes to and from it."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.memfd_create("segbatch-frame")
+        self._memory: mmap.mmap | None = None
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "segbatch.infer.quality.observer", str(self._descriptor)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[self._descriptor],
+                bufsize=0,
+            )
+        except OSError:
+            os.close(self._descriptor)
+            raise
+
+    def is_ready(self) -> bool:
+        """Tell whether it has said so.
+
+        Raises
+        ------
+        OSError
+            It ended instead.
+        """
+        if not self._answers(0.0):
+            return False
+        self._read_line()
+        return True
+
+    def ask(self, pixels: NDArray[Any], ceiling: int | None) -> Observation:
+        """Have one frame looked at.
+
+        Raises
+        ------
+        OSError
+            The process is gone, or does not answer in time.
+        ValueError, msgspec.DecodeError
+            It answered something else.
+        """
+        memory = self._room_for(pixels.nbytes)
+        shared: NDArray[Any] = np.frombuffer(memory, pixels.dtype, pixels.size)
+        np.copyto(shared.reshape(pixels.shape), pixels)
+        del shared  # memory that is seen by an array cannot be given back
+        request = Request(pixels.shape, pixels.dtype.str, ceiling)
+        self._to().write(msgspec.json.encode(request) + b"\n")
+        if not self._answers(ANSWERS_S):
+            raise TimeoutError(f"no answer within {ANSWERS_S:.0f} s")
+        return msgspec.json.decode(self._read_line(), type=Observation)
+
+    def close(self) -> None:
+        """End the process, and give the memory back."""
+        self._child.kill()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        self._child.wait()
+        if self._memory is not None:
+            self._memory.close()
+        os.close(self._descriptor)
+
+    def _room_for(self, count: int) -> mmap.mmap:
+        if self._memory is None or len(self._memory) < count:
+            if self._memory is not None:
+                self._memory.close()
+            os.ftruncate(self._descriptor, count)
+            self._memory = mmap.mmap(self._descriptor, count)
+        return self._memory
+
+    def _answers(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._from(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def _read_line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            part = self._from().read(1 << 16)
+            if not part:
+                raise ConnectionError(f"it ended with {self._child.poll()}")
+            line += part
+        return line
+
+    def _to(self) -> BinaryIO:
+        if self._child.stdin is None:
+            raise ConnectionError("no pipe")
+        return self._child.stdin  # type: ignore[return-value]
+
+    def _from(self) -> BinaryIO:
+        if self._child.stdout is None:
+            raise ConnectionError("no pipe")
+        return self._child.stdout  # type: ignore[return-value]

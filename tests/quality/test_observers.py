@@ -1,0 +1,187 @@
+"""Processes that measure frames: the same answers, whatever becomes of the processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from segbatch.infer.quality import observers as module
+from segbatch.infer.quality.observe import observe
+from segbatch.infer.quality.observers import LARGEST_BYTES, Observers
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "memfd_create"), reason="processes that measure frames are for Linux"
+)
+
+
+@pytest.fixture
+def observers() -> Iterator[Observers]:
+    """Lend at most two processes."""
+    with Observers(2) as lent:
+        yield lent
+
+
+def frames(count: int) -> list[np.ndarray]:
+    """Return frames of noise that differ, each with its number in the first pixel."""
+    rng = np.random.default_rng(7)
+    made = [rng.poisson(200, (96, 128)).astype(np.uint16) for _ in range(count)]
+    for number, pixels in enumerate(made):
+        pixels[0, 0] = number
+    return made
+
+
+def children() -> list[psutil.Process]:
+    """Return the processes that measure for this one."""
+    found = []
+    for child in psutil.Process().children():
+        try:
+            if "segbatch.infer.quality.observer" in child.cmdline():
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_ready(observers: Observers) -> None:
+    """Look at frames until a process has answered for this one."""
+    pixels = frames(1)[0]
+    until = time.monotonic() + 60
+    while not observers._idle:
+        assert time.monotonic() < until
+        observers.observe(pixels, 1023)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<u4", "<f4", "?"])
+@pytest.mark.parametrize("shape", [(96, 128), (96, 128, 3), (1, 1), (0, 5)])
+def test_another_process_finds_the_same(
+    observers: Observers, dtype: str, shape: tuple[int, ...]
+) -> None:
+    """A frame of any dtype and shape is measured alike here and in another process."""
+    wait_ready(observers)
+    pixels = np.random.default_rng(3).integers(0, 2, shape).astype(dtype)
+    pixels = np.repeat(pixels, 2, axis=0)[::2]  # with gaps between the rows
+    ceiling = None if dtype == "<f4" else 1
+
+    assert observers.observe(pixels, ceiling) == observe(pixels, ceiling)
+
+
+def test_frames_of_many_threads_are_not_mixed_up(observers: Observers) -> None:
+    """Each thread gets the answer for its own frame."""
+    wait_ready(observers)
+    made = frames(64)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda pixels: observers.observe(pixels, 1023), made))
+
+    assert found == [observe(pixels, 1023) for pixels in made]
+    assert len(children()) <= 2
+
+
+def test_more_processes_come_with_more_frames(observers: Observers) -> None:
+    """A second process is started once frames have to wait for the first."""
+    wait_ready(observers)
+    made = frames(400)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda pixels: observers.observe(pixels, 1023), made))
+
+    assert len(children()) == 2
+
+
+def test_a_killed_process_costs_no_frame(observers: Observers) -> None:
+    """A frame whose process is killed is measured here, and another process takes its place."""
+    wait_ready(observers)
+    (child,) = children()
+    child.kill()
+    child.wait()
+    pixels = frames(1)[0]
+
+    assert observers.observe(pixels, 1023) == observe(pixels, 1023)
+    wait_ready(observers)
+    assert observers.observe(pixels, 1023) == observe(pixels, 1023)
+
+
+def test_a_process_that_hangs_is_ended(
+    observers: Observers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame whose process gives no answer in time is measured here."""
+    wait_ready(observers)
+    (child,) = children()
+    child.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(module, "ANSWERS_S", 0.2)
+    pixels = frames(1)[0]
+
+    assert observers.observe(pixels, 1023) == observe(pixels, 1023)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_frame_too_large_to_copy_is_measured_here(observers: Observers) -> None:
+    """Frames beyond the limit start no process."""
+    pixels = np.zeros((LARGEST_BYTES // 2**14 + 1, 2**14), np.uint8)
+
+    observers.observe(pixels, 255)
+
+    assert not children()
+
+
+def test_closing_ends_every_process_and_measures_on() -> None:
+    """After close() no process is left, and frames are measured in the calling thread."""
+    with Observers(2) as observers:
+        wait_ready(observers)
+    pixels = frames(1)[0]
+
+    assert not children()
+    assert observers.observe(pixels, 1023) == observe(pixels, 1023)
+
+
+@pytest.mark.parametrize("interpreter", ["/bin/false", "/nowhere/python"])
+def test_frames_are_measured_where_no_process_can_be_started(
+    observers: Observers, monkeypatch: pytest.MonkeyPatch, interpreter: str
+) -> None:
+    """Where processes cannot be started, or end at once, frames are measured here."""
+    monkeypatch.setattr(sys, "executable", interpreter)
+    pixels = frames(1)[0]
+
+    for _ in range(20):
+        assert observers.observe(pixels, 1023) == observe(pixels, 1023)
+        time.sleep(0.02)
+    assert observers._starting is None
+
+
+SCRIPT = """
+import os, sys, time
+import numpy as np
+from segbatch.infer.quality.observers import Observers
+observers = Observers(1)
+while not observers._idle:
+    observers.observe(np.ones((64, 64), np.uint16), 1023)
+    time.sleep(0.02)
+print(observers._idle[0]._child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """A process that measures ends when the one it works for is killed, and signals do not."""
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            child.send_signal(number)
+        time.sleep(0.2)
+        assert child.is_running()
+        parent.kill()
+
+    child.wait(30)
+    assert not child.is_running()
