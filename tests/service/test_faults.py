@@ -458,17 +458,15 @@ def test_open_files_do_not_grow_with_the_run(tmp_path: Path) -> None:
     (tmp_path / "broken.tif").write_bytes(b"II*\0\x08\0\0\0 this is no image")
     (tmp_path / "empty.tif").write_bytes(b"")
     process_here(tmp_path / "a0.tif")  # what is opened once in a process is open from now on
-    watching = Watching(quiet=True)
-    process = Process(Settings(), threading.Event(), watching)
-    process.segmenter()
     gc.collect()
     before, known = open_descriptors(), open_files()
+    watching = Watching(quiet=True)
+    process = Process(Settings(), threading.Event(), watching)
     process.run(select([str(tmp_path)])[0])
-    after = open_descriptors()
     process.close()
     gc.collect()
 
-    assert after == before
+    assert open_descriptors() == before
     assert watching.most_descriptors - before < 50
     assert 0 < watching.most_files - known < 30
     assert open_files() == known
