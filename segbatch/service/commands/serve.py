@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from segbatch import log
 from segbatch.errors import UsageError
+from segbatch.service.heap import bound_the_heap
 from segbatch.service.monitor.address import parse_listen
 from segbatch.service.runner.runner import Runner
 from segbatch.service.signals import stop_on_signals
 from segbatch.settings import Settings
 from segbatch.settings.sections import WatchSettings
 
-_M_ARENA_MAX = -8  # malloc.h of glibc
 _logger = log.get_logger(__name__)
 
 
@@ -30,7 +28,7 @@ def serve_command(folders: Sequence[str], load_settings: Callable[[], Settings])
     130 and 143 stopped by a signal, after frames under way were finished.
     Errors that end the service are raised with theirs.
     """
-    _bound_the_heap()
+    bound_the_heap()
 
     def load() -> Settings:
         settings = load_settings()
@@ -54,16 +52,6 @@ def serve_command(folders: Sequence[str], load_settings: Callable[[], Settings])
             runner.drain()
             runner.stop()
     return stopper.exit_code or 1
-
-
-def _bound_the_heap() -> None:
-    """Have glibc keep what was freed in two places, not in eight for each core.
-
-    Frames are worked on in threads that come and go. With a place for each of them, what is
-    freed in one is of no use to another, and memory creeps up for hours.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _state_folder(settings: Settings) -> Path:

@@ -19,6 +19,7 @@ from segbatch import __version__, log
 from segbatch.acquire.camera.session import CameraSession
 from segbatch.acquire.source import Source, open_source
 from segbatch.errors import EngineError, SegbatchError, UsageError
+from segbatch.service.heap import Heap
 from segbatch.service.monitor.monitor import Monitor
 from segbatch.service.monitor.pages import Pages
 from segbatch.service.monitor.status import EngineStatus, ServiceStatus
@@ -87,6 +88,7 @@ class Runner:
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._status_at = float("-inf")
+        self._heap = Heap()
 
     def start(self) -> None:
         """Open the engine, the pages, the trees and the camera; then say that it is ready.
@@ -128,6 +130,7 @@ class Runner:
             for tree in self._trees:
                 busy |= self._try(tree, tree.settle)
             self._notifier.fed_by_work()
+            self._heap.tidy(busy=busy)
             if not (busy or self._stop.is_set() or self._reload_asked):
                 due = min((tree.due_in_s for tree in self._trees), default=LONGEST_WAIT_S)
                 self._wake.wait(min(due, LONGEST_WAIT_S))
