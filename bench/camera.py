@@ -27,6 +27,7 @@ from typing import Any
 
 import machine
 import psutil
+from witness import Witness
 
 RATE_PER_S = 34.8  # vendor's guide of the CS165MU, full frame
 FRAME_BYTES = 1440 * 1080 * 2
@@ -180,6 +181,7 @@ def show(
     records: list[dict[str, Any]],
     status: dict[str, Any] | None,
     memory: list[tuple[float, float]],
+    witness: Witness,
 ) -> None:
     """Print the table."""
     periods = [record["period_ms"] for record in records if record["period_ms"]]
@@ -197,6 +199,7 @@ def show(
         "dropped": totals["dropped"],
         "written without waiting for the disk": totals["unsynced"],
         "ring buffer, most used": f"{most} of {records[-1]['ring_capacity']}",
+        "late by itself was the machine": witness.summary(),
     }
     if status is not None:
         frames = status["frames"]
@@ -214,7 +217,7 @@ def show(
         print(f"| {name} | {value} |")
     for record in records:
         for gap in record["gaps"]:
-            print(f"gap: {json.dumps(gap)}")
+            print(f"gap: {json.dumps(gap)}: {witness.says_of(record, gap)}")
 
 
 def faults(
@@ -264,14 +267,15 @@ def main() -> None:
         print(f"exposure for {RATE_PER_S} frames/s: {exposure_ms:.3f} ms", flush=True)
         memory: list[tuple[float, float]] = []
         status, attempts = None, list[str]()
-        if given.without_serve:
-            records = [acquire(folder / "run", exposure_ms, frames, given.format, memory)]
-        else:
-            patience_s = 60 * given.patience_minutes
-            records, attempts, status, memory = serve(
-                folder, exposure_ms, frames, given.format, patience_s, judge=not given.segment_all
-            )
-        show(records, status, memory)
+        patience_s, judge = 60 * given.patience_minutes, not given.segment_all
+        with Witness() as witness:
+            if given.without_serve:
+                records = [acquire(folder / "run", exposure_ms, frames, given.format, memory)]
+            else:
+                records, attempts, status, memory = serve(
+                    folder, exposure_ms, frames, given.format, patience_s, judge=judge
+                )
+        show(records, status, memory, witness)
     if found := faults(records, attempts, frames, status):
         raise SystemExit("\n".join(["", "failed:", *found]))
 
