@@ -127,7 +127,10 @@ class Lab:
         until = time.monotonic() + PATIENCE_S
         while not is_over(run):
             if time.monotonic() > until or self._ended.is_set():
-                self._complain(f"{run.name} ({run.kind}): not over after {PATIENCE_S:.0f} s")
+                self._complain(
+                    f"{run.name} ({run.kind}): not over after {PATIENCE_S:.0f} s; the service "
+                    f"says {self._what_is_left()!r}, and last of it {self.service.said_of(run.name)}"
+                )
                 break
             time.sleep(0.5)
         for trial in range(3):

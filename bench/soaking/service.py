@@ -146,6 +146,12 @@ class Service:
         """Return the end of the log."""
         return self._log.read_text(encoding="utf-8", errors="replace")[-4000:]
 
+    def said_of(self, name: str) -> str:
+        """Return the last thing that the log says of a name, but for its frames."""
+        with self._log.open("rb") as log:
+            lines = [x for x in log if name.encode() in x and b'"outcome"' not in x]
+        return lines[-1].decode(errors="replace").strip() if lines else "nothing"
+
     def cpu_s(self) -> float:
         """Return the processor time that it and its children have used, user and system."""
         return sum(sum(process.cpu_times()[:4]) for process in self._family())

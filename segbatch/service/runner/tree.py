@@ -195,6 +195,8 @@ class Tree:
             _logger.error("folder paused", folder=str(self.root), why=least)
         elif self._was_short and not short:
             _logger.info("folder goes on: there is room again", folder=str(self.root))
+            for trouble in self._troubles.values():  # perhaps it was the lack of room
+                trouble.retry_at = min(trouble.retry_at, time.monotonic())
         self._was_short = short
 
     @property
