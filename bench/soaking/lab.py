@@ -127,9 +127,9 @@ class Lab:
         until = time.monotonic() + PATIENCE_S
         while not is_over(run):
             if time.monotonic() > until or self._ended.is_set():
+                waits_for = f"{self._what_is_left()}; {self.service.said_of(run.name)}"
                 self._complain(
-                    f"{run.name} ({run.kind}): not over after {PATIENCE_S:.0f} s; the service "
-                    f"says {self._what_is_left()!r}, and last of it {self.service.said_of(run.name)}"
+                    f"{run.name} ({run.kind}): not over after {PATIENCE_S:.0f} s: {waits_for}"
                 )
                 break
             time.sleep(0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from segbatch.service.monitor.monitor import Monitor
 from segbatch.service.process import Process
 from segbatch.service.runner import tree as tree_module
 from segbatch.service.runner.beat import Beat
-from segbatch.service.runner.tree import Tree
+from segbatch.service.runner.tree import Tree, Trouble
 from segbatch.service.under_way import UnderWay
 from segbatch.settings import Settings
 from segbatch.settings.sections import ServeSettings, WatchSettings
@@ -149,6 +150,30 @@ def test_an_unforeseen_error_costs_its_run_a_pause_and_no_other_run_anything(
         assert "unexpected ValueError: nobody foresaw this" in (loop.tree.status().error or "")
         monkeypatch.setattr(LiveRun, "work", work)
         loop.until(lambda: run_file(root / "strange"))
+
+
+def test_a_run_in_trouble_is_tried_again_as_soon_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that failed on a full disk does not wait out its pause once the disk has room."""
+    run = tmp_path / "in" / "run"
+    run.mkdir(parents=True)
+    free = [2**30]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(tree_module, "SPACE_EVERY_S", 0.0)
+    monkeypatch.setattr(tree_module.shutil, "disk_usage", lambda _: usage._replace(free=free[0]))
+    with driven(run.parent, tmp_path / "state", min_free_gib=0.5) as loop:
+        loop.turn()
+        free[0] = 0
+        loop.turn()
+        trouble = Trouble(pause_s=3600.0)
+        trouble.grow("no room")
+        loop.tree._troubles[run] = trouble
+        write_raw(run / "a.tif", [1])
+        loop.turn()
+        free[0] = 2**30
+        loop.until(lambda: run_file(run))
+    assert len(runs.outcomes(run)) == 1
 
 
 def test_a_stack_that_cannot_be_read_for_a_while_is_not_failed(
