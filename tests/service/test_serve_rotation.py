@@ -47,7 +47,7 @@ def test_frames_that_come_after_a_run_was_over_are_counted_too(tmp_path: Path) -
     with Service([root], tmp_path / "state") as service:
         service.ready()
         write_frames(root / "next", 1)
-        service.until(lambda: run_file(root / "next"))
+        service.until(lambda: service.said("run is over"))
         again = [line["folder"] for line in service.said("run is over")]
 
     assert report is not None
