@@ -78,7 +78,7 @@ def test_a_run_that_is_taken_away_is_forgotten(tmp_path: Path, mirrored: bool) -
         held = [
             path
             for path in Path(f"/proc/{service.process.pid}/fd").iterdir()
-            if "(deleted)" in str(path.readlink())
+            if (link := str(path.readlink())).endswith("(deleted)") and str(root) in link
         ]
     stack.finish()
 
