@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 PERIOD_S = 0.005
@@ -23,7 +24,9 @@ class Witness:
     """Runs beside a measurement; what it saw is there when it has ended."""
 
     def __init__(self) -> None:
-        self._child = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", "import witness; witness.wake_up_on_time()"]
+        place = Path(__file__).parent
+        self._child = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE)
         self.late: list[tuple[float, float]] = []
 
     def __enter__(self) -> Witness:
@@ -50,7 +53,8 @@ class Witness:
         return f"{len(self.late)} times, at most {most * 1000:.1f} ms"
 
 
-def _watch() -> None:
+def wake_up_on_time() -> None:
+    """Print when and by how much it was late, s, until it is ended."""
     due = time.monotonic() + PERIOD_S
     while True:
         time.sleep(max(0.0, due - time.monotonic()))
@@ -58,7 +62,3 @@ def _watch() -> None:
         if late > LATE_S:
             print(json.dumps((time.time(), late)), flush=True)
         due = time.monotonic() + PERIOD_S
-
-
-if __name__ == "__main__":
-    _watch()

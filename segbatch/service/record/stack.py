@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import tifffile
 
 from segbatch.service.record import schema
 from segbatch.service.record.atomic import (
-    append_whole,
     remove,
     storage_error,
     sync_folder,
     whole_file,
 )
+from segbatch.service.record.journal import Journal
 from segbatch.service.record.masks import compress, write_pages
 from segbatch.service.record.names import OutputNames, remove_ours, require_ours
 from segbatch.service.record.products import (
@@ -59,9 +56,7 @@ class StackRecorder:
         self.names = names
         self._kinds = _kinds(names, probabilities=probabilities, labels=labels)
         self._spools = {path: PageSpool(_hidden(path, SPOOL_SUFFIX)) for path in self._kinds}
-        self._journal, lines = _open_journal(_hidden(names.qc_lines, JOURNAL_SUFFIX))
-        self.records = [record for record, _ in lines]
-        self._line_bytes = [size for _, size in lines]
+        self.records = Journal(_hidden(names.qc_lines, JOURNAL_SUFFIX))
         self._waiting: dict[int, tuple[QcRecord, Mapping[Path, Page]]] = {}
         self._guard = threading.Lock()
         self._pixel_size_um: float | None = None
@@ -74,9 +69,7 @@ class StackRecorder:
 
     def rewind(self, count: int) -> None:
         """Keep the first ``count`` frames and forget the rest."""
-        self.records = self.records[:count]
-        self._journal.truncate(sum(self._line_bytes[:count]))
-        del self._line_bytes[count:]
+        self.records.truncate(count)
         for spool in self._spools.values():
             spool.truncate(count)
 
@@ -105,27 +98,15 @@ class StackRecorder:
         try:
             for path, spool in self._spools.items():
                 spool.append(pages.get(path, _NO_PAGE))
-            self._journal.seek(0, os.SEEK_END)
-            line = schema.encode(record)
-            append_whole(self._journal, line)
-            if self.next_page % SYNC_EVERY == SYNC_EVERY - 1:
+            self.records.append(record)
+            if self.next_page % SYNC_EVERY == 0:
                 self._sync()
         except OSError as error:
             raise storage_error(error, self.names.qc_lines) from error
-        self.records.append(record)
-        self._line_bytes.append(len(line))
 
     def settle_on(self, size_bytes: int, mtime_ns: int) -> None:
         """Note the size and time stamp that a raw has since its writer has finished."""
-        self.records = [
-            msgspec.structs.replace(
-                record,
-                frame=msgspec.structs.replace(
-                    record.frame, size_bytes=size_bytes, mtime_ns=mtime_ns
-                ),
-            )
-            for record in self.records
-        ]
+        self.records.settle_on(size_bytes, mtime_ns)
 
     def finish(self, axes: OmeAxes | None) -> None:
         """Write the masks and then the QC log, whole, and drop the hidden files.
@@ -163,7 +144,7 @@ class StackRecorder:
 
     def close(self) -> None:
         """Close the hidden files; they stay, and the stack goes on from them."""
-        self._journal.close()
+        self.records.close()
         for spool in self._spools.values():
             spool.close()
 
@@ -181,7 +162,7 @@ class StackRecorder:
         try:
             for spool in self._spools.values():
                 spool.sync()
-            os.fsync(self._journal.fileno())
+            self.records.sync()
         except OSError as error:
             raise storage_error(error, self.names.qc_lines) from error
 
@@ -323,23 +304,8 @@ def _hidden(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}{suffix}")
 
 
-def _open_journal(path: Path) -> tuple[RawIOBase, list[tuple[QcRecord, int]]]:
-    """Open the journal; return its whole records with the bytes that each line takes."""
-    try:
-        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
-        lines = []
-        for line in path.read_bytes().splitlines(keepends=True):
-            record = schema.decode(line) if line.endswith(b"\n") else None
-            if record is None:
-                break
-            lines.append((record, len(line)))
-    except OSError as error:
-        raise storage_error(error, path) from error
-    return handle, lines
-
-
 def _pages_to_write(
-    spool: PageSpool, records: Sequence[QcRecord], dtype: np.dtype[Any]
+    spool: PageSpool, records: Iterable[QcRecord], dtype: np.dtype[Any]
 ) -> list[tuple[tuple[int, ...], Iterator[bytes]]]:
     """Pair each frame's shape with its strips; frames without a mask get a page of zeros.
 
