@@ -60,9 +60,9 @@ def _keep_what_was_freed() -> None:
 
 
 def _say(line: bytes) -> None:
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+    sys.stdout.buffer.raw.write(line + b"\n")  # nothing is left to be flushed at the end
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    with suppress(BrokenPipeError):  # nobody is left who wants to know
+        main(int(sys.argv[1]))
