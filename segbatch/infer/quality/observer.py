@@ -60,7 +60,7 @@ def _keep_what_was_freed() -> None:
 
 
 def _say(line: bytes) -> None:
-    sys.stdout.buffer.raw.write(line + b"\n")  # nothing is left to be flushed at the end
+    os.write(sys.stdout.fileno(), line + b"\n")  # nothing is left to be flushed at the end
 
 
 if __name__ == "__main__":
