@@ -152,7 +152,9 @@ class Batch(Work):
         self, planned: PlannedFile, verdicts: dict[int, Verdict], retry: set[int]
     ) -> Iterator[Assignment]:
         self._progress.alive()
-        records = read_records(planned.names) or []
+        published = read_records(planned.names) or []
+        records = {page: published[page] for page in verdicts}
+        del published  # a file that is open cannot be replaced everywhere
         for page, verdict in verdicts.items():
             before, after = records[page], amend(records[page], verdict)
             if (before.outcome, before.reasons) != (after.outcome, after.reasons):

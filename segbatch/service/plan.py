@@ -15,6 +15,7 @@ from segbatch.frame import hash_pixels
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.quality.measures import Measures
 from segbatch.service.record import schema
+from segbatch.service.record.lines import Lines
 from segbatch.service.record.names import OutputNames, Register, displaced, is_mask_of_ours, told
 from segbatch.service.record.schema import QcRecord
 from segbatch.service.record.stack import read_lines
@@ -85,7 +86,7 @@ class Ledger:
         self._opener = opener
         self._keep_other = keep_other
 
-    def look_up(self, file: PlannedFile) -> list[QcRecord]:
+    def look_up(self, file: PlannedFile) -> Sequence[QcRecord]:
         """Find out what is known of a file; return the published records that count."""
         try:
             records = read_records(file.names)
@@ -233,7 +234,7 @@ def plan_files(
     ]
 
 
-def read_records(names: OutputNames) -> list[QcRecord] | None:
+def read_records(names: OutputNames) -> Sequence[QcRecord] | None:
     """Read the published records of a file: None without a log, empty where it makes no sense."""
     if names.qc_lines.is_file():
         return read_lines(names.qc_lines) or []
@@ -254,11 +255,14 @@ def measures_of(record: QcRecord) -> Measures | None:
         return None
 
 
-def brought_up_to_date(file: PlannedFile, records: Sequence[QcRecord]) -> list[QcRecord]:
+def brought_up_to_date(file: PlannedFile, records: Sequence[QcRecord]) -> Sequence[QcRecord]:
     """Return records with the size and time stamp that the raw was compared at."""
     if file.touched is None:
-        return list(records)
+        return records
     size_bytes, mtime_ns = file.touched
+    if isinstance(records, Lines):
+        records.settle_on(size_bytes, mtime_ns)
+        return records
     return [
         msgspec.structs.replace(
             record,

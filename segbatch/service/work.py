@@ -247,9 +247,7 @@ class Work:
     def _open_stack(self, planned: PlannedFile, source: Source) -> StackRecorder:
         """Go on with a stack where it stopped, or where its published results end."""
         if planned.grown:
-            records = brought_up_to_date(planned, read_records(planned.names) or [])
-            kept = {page: (record, None) for page, record in enumerate(records)}
-            recorder, _ = copy_published(planned.names, kept)
+            recorder, _ = copy_published(planned.names, {}, planned.touched)
         else:
             recorder = StackRecorder(
                 planned.names,

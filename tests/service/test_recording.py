@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from segbatch.acquire.find import is_own_output
 from segbatch.service.record import masks
+from segbatch.service.record.lines import Lines
 from segbatch.service.record.names import Register
 from segbatch.service.record.products import Products, page_of
 from segbatch.service.record.recorder import Keep
@@ -169,6 +171,46 @@ def test_stack_frames_out_of_order_end_in_order(tmp_path: Path) -> None:
     assert [line.frame.page for line in lines or []] == [0, 1, 2, 3, 4]
     assert [line.mask.page for line in lines or [] if line.mask] == [0, 1, 2, 3, 4]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run_mask.tif", "run_qc.jsonl"]
+
+
+def test_a_stack_under_way_holds_no_record_in_memory(tmp_path: Path) -> None:
+    """A frame of a stack that grows for days costs some two hundred bytes of memory."""
+    recorder = StackRecorder(stack_names(tmp_path), **NO_EXTRAS)
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            recorder.append(record_of(number, segmented=False), {})
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        recorder.close()
+
+    assert held / 500 < 300
+
+
+def test_records_are_those_of_the_log_that_was_opened(tmp_path: Path) -> None:
+    """Records that are read back after their log was replaced are those that stood in it."""
+    log = tmp_path / "run_qc.jsonl"
+    log.write_bytes(b"".join(encode(record_of(number)) for number in range(600)))
+    with Lines(log) as lines:
+        (tmp_path / "new").write_bytes(encode(record_of(7)))
+        (tmp_path / "new").replace(log)
+
+        assert [record.frame.page for record in lines] == list(range(600))
+        assert [record.frame.page for record in lines[-2:]] == [598, 599]
+        assert lines[-1].frame.page == 599
+        with pytest.raises(IndexError):
+            lines[600]
+
+
+def test_lines_of_a_log_end_before_one_that_is_not_whole(tmp_path: Path) -> None:
+    """What follows the last whole record of a log is no record."""
+    log = tmp_path / "run_qc.jsonl"
+    whole = encode(record_of(0)) + encode(record_of(1))
+    for rest in (b"", encode(record_of(2))[:-1], b"{}\n" + encode(record_of(2))):
+        log.write_bytes(whole + rest)
+        with Lines(log) as lines:
+            assert (len(lines), lines.size_bytes) == (2, len(whole))
 
 
 def test_rejected_frames_of_a_stack_have_pages_of_zeros(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from segbatch.service.record.atomic import (
     sync_folder,
     whole_file,
 )
-from segbatch.service.record.journal import Journal
+from segbatch.service.record.lines import Journal, Lines
 from segbatch.service.record.masks import compress, write_pages
 from segbatch.service.record.names import OutputNames, remove_ours, require_ours
 from segbatch.service.record.products import (
@@ -167,15 +167,23 @@ class StackRecorder:
             raise storage_error(error, self.names.qc_lines) from error
 
 
-def read_lines(path: Path) -> list[QcRecord] | None:
-    """Read a published QC log of a stack; None unless line i is the whole record of frame i."""
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines()):
-        record = schema.decode(line)
-        if record is None or record.frame.page != number:
-            return None
-        records.append(record)
-    return records or None
+def read_lines(path: Path) -> Lines | None:
+    """Read a published QC log of a stack; None unless line i is the whole record of frame i.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened or read.
+    """
+    lines = Lines(path)
+    if (
+        not lines
+        or lines.size_bytes != path.stat().st_size
+        or any(record.frame.page != number for number, record in enumerate(lines))
+    ):
+        lines.close()
+        return None
+    return lines
 
 
 def rewrite_lines(names: OutputNames, records: Sequence[QcRecord]) -> None:
@@ -219,10 +227,13 @@ class StackPatcher:
 
 
 def copy_published(
-    names: OutputNames, changes: Mapping[int, tuple[QcRecord, Mapping[Path, Page] | None]]
+    names: OutputNames,
+    changes: Mapping[int, tuple[QcRecord, Mapping[Path, Page] | None]],
+    settled_on: tuple[int, int] | None = None,
 ) -> tuple[StackRecorder, OmeAxes | None]:
     """Begin a stack's results with those that are published, some replaced.
 
+    ``settled_on`` is what the records are to say of their raw: size, bytes, and time stamp, ns.
     Returns the recorder, which stands behind the last published frame, and
     the axes of the published masks.
     """
@@ -238,7 +249,10 @@ def copy_published(
                 if path.exists()
             }
             axes = recorder.take_geometry(files[names.mask])
-            for number, record in enumerate(read_lines(names.qc_lines) or []):
+            published = read_lines(names.qc_lines)
+            if published is not None and settled_on is not None:
+                published.settle_on(*settled_on)
+            for number, record in enumerate(published or []):
                 changed, pages = changes.get(number, (record, None))
                 if pages is None:
                     pages = {path: _page(file, number) for path, file in files.items()}
@@ -274,13 +288,10 @@ def discard_hidden(names: OutputNames) -> None:
         remove(path)
 
 
-def read_journal(names: OutputNames) -> list[QcRecord]:
+def read_journal(names: OutputNames) -> Sequence[QcRecord]:
     """Read the records of a stack that is half done."""
     path = _hidden(names.qc_lines, JOURNAL_SUFFIX)
-    if not path.exists():
-        return []
-    records = [schema.decode(line) for line in path.read_bytes().splitlines()]
-    return [record for record in records if record is not None]
+    return Lines(path) if path.exists() else []
 
 
 def _pages_of(products: Written, names: OutputNames) -> dict[Path, Page]:
