@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segbatch.errors import EngineError
-from segbatch.infer.tiles import Grid, forced, plan
+from segbatch.errors import EngineError, SettingsError
+from segbatch.infer.tiles import Axis, Grid, axis, forced, plan
+from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.door import Opened
+    from segbatch.infer.engine.door import Opened, Shape
     from segbatch.settings import Settings
 
+log = get_logger(__name__)
 # Throughput of a stream of n threads, over n streams of one thread, falls as
 # n**-0.28 (docs/decisions/0012-streams.md).
 THREADS_LOSS = 0.28
@@ -39,6 +41,7 @@ def layout_for(
     halo_px: int | None,
     opened: Opened,
     settings: Settings,
+    margin_px: int = 0,
 ) -> Layout:
     """Choose tiles, batch and streams for frames of one shape.
 
@@ -54,15 +57,20 @@ def layout_for(
         The engine, with its measured need of memory and the limit.
     settings
         ``tile_px`` and ``batch`` are used.
+    margin_px
+        Of the network, see ``Manifest``.
 
     Raises
     ------
     EngineError
-        Not even the smallest tile fits into the memory allowed.
+        Not even the smallest tile fits into the memory allowed, or the engine
+        takes tiles of one size that is too small for the halo.
     SettingsError
         ``tile_px`` leaves nothing between its halos.
     """
-    halo = BLEND_HALO_PX if halo_px is None else halo_px
+    halo = max(BLEND_HALO_PX if halo_px is None else halo_px, margin_px)
+    if opened.engine.input_shape is not None:
+        return _of_engine(shape, stride, halo, opened.engine.input_shape, margin_px)
     batch = 1 if settings.batch == "auto" else settings.batch
     best: tuple[float, Layout] | None = None
     for streams in range(1, opened.threads + 1):
@@ -71,9 +79,9 @@ def layout_for(
         area = int(opened.memory_bytes / (opened.bytes_per_px * streams * batch))
         grid: Grid | None
         if settings.tile_px == "auto":
-            grid = plan(shape, stride, halo, area)
+            grid = plan(shape, stride, halo, area, margin_px)
         else:
-            grid = forced(shape, stride, halo, settings.tile_px)
+            grid = forced(shape, stride, halo, settings.tile_px, margin_px)
             grid = grid if grid.y.tile * grid.x.tile <= area else None
         if grid is None:
             continue
@@ -89,3 +97,32 @@ def layout_for(
             "raise memory_gib, or lower tile_px or batch",
         )
     return best[1]
+
+
+def _of_engine(
+    shape: tuple[int, int], stride: int, halo: int, input_shape: Shape, margin: int
+) -> Layout:
+    """Lay tiles of the one size that an engine takes; a GPU has one stream, its own order."""
+    batch, _, *sides = input_shape
+    axes = []
+    for length, side in zip(shape, sides, strict=True):
+        try:
+            found = axis(length, stride, halo, side, margin)
+        except SettingsError as error:
+            raise EngineError(
+                f"frames of {shape[0]} x {shape[1]} px, and an engine for {sides[0]} x {sides[1]}",
+                f"an engine for at least {2 * halo + stride} px a side, or for the whole frame",
+                f"segbatch export-engine MODEL --frame-shape {shape[0]}x{shape[1]}",
+            ) from error
+        if found.tile < side:
+            log.warning(
+                "frames are smaller than the engine's input and are mirrored out to it: masks "
+                "within the halo of that edge may differ from those of another engine",
+                frame_shape=shape,
+                input_shape=input_shape,
+                remedy=f"segbatch export-engine MODEL --frame-shape {shape[0]}x{shape[1]}",
+            )
+            found = Axis(length, side, side, found.halo, 1)
+        axes.append(found)
+    grid = Grid(axes[0], axes[1])
+    return Layout(grid, min(batch, grid.count), 1)

@@ -17,7 +17,8 @@ import numpy as np
 
 from segbatch.errors import UnsupportedFrameError
 from segbatch.frame import gray
-from segbatch.infer.engine.manifest import BitDepth, DatasetMax, Percentile
+from segbatch.infer.engine.half import to_half
+from segbatch.infer.engine.manifest import BitDepth, DatasetMax, Fixed, Percentile, ScaleRange
 from segbatch.infer.tiles import mirrored
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ def scale_of(
     if isinstance(normalisation, Percentile):
         low, high = _percentiles(pixels, (normalisation.low_percent, normalisation.high_percent))
         return low, 1.0 / max(high - low, normalisation.min_range)
+    if isinstance(normalisation, ScaleRange):
+        low, high = _percentiles(pixels, (normalisation.low_percent, normalisation.high_percent))
+        return low, 1.0 / (high - low + normalisation.epsilon)
+    if isinstance(normalisation, Fixed):
+        return normalisation.offset, normalisation.scale
     mean, deviation = _moments(pixels)
     return mean, 1.0 / (deviation + normalisation.epsilon)
 
@@ -97,8 +103,12 @@ def apply(pixels: NDArray[Any], offset: float, scale: float, out: NDArray[np.flo
     offset, scale
         From ``scale_of``.
     out
-        float32 (C, Y, X); a grey frame is repeated for C of 3.
+        float32 (C, Y, X), or float16 for engines that compute in it (``to_half``); a grey frame
+        is repeated for C of 3.
     """
+    if out.dtype.itemsize == 2:
+        to_half(pixels, offset, scale, out)
+        return
     if pixels.ndim == 3:
         np.copyto(out, np.moveaxis(pixels, 2, 0), casting="unsafe")
     else:

@@ -15,7 +15,7 @@ the whole frame. Next to a cut a tile reaches ``halo`` pixels beyond what it
 keeps; at the frame's own edge it reaches nowhere, because there the network
 must see what it sees in the whole frame: the padding of its own convolutions.
 The frame is mirrored out once, at its right and lower edge, to a multiple of
-the stride.
+the stride; by ``margin`` pixels more for networks that need it.
 
 Two dimensions are the product of two axes.
 """
@@ -66,7 +66,7 @@ class Axis:
     length
         Pixels of the frame.
     padded
-        ``length`` rounded up to a multiple of the stride.
+        ``length`` and the margin, rounded up to a multiple of the stride.
     tile
         Outer pixels of every tile; a multiple of the stride.
     halo
@@ -135,7 +135,7 @@ def up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def axis(length: int, stride: int, halo: int, tile: int) -> Axis:
+def axis(length: int, stride: int, halo: int, tile: int, margin: int = 0) -> Axis:
     """Lay the fewest tiles of outer length ``tile`` over ``length`` pixels.
 
     Parameters
@@ -150,13 +150,15 @@ def axis(length: int, stride: int, halo: int, tile: int) -> Axis:
     tile
         Outer length wished, pixels; rounded down to the stride, and cut to the
         padded frame, where one tile needs no halo.
+    margin
+        Pixels that the frame is mirrored out past its end at least; no more than the halo.
 
     Raises
     ------
     SettingsError
         The tile leaves nothing between its two halos.
     """
-    padded, halo, tile = up(length, stride), up(halo, stride), tile // stride * stride
+    padded, halo, tile = up(length + margin, stride), up(halo, stride), tile // stride * stride
     if tile >= padded:
         return Axis(length, padded, padded, halo, 1)
     if tile - 2 * halo < stride:
@@ -169,19 +171,21 @@ def axis(length: int, stride: int, halo: int, tile: int) -> Axis:
     return Axis(length, padded, tile, halo, -(-(padded - 2 * halo) // (tile - 2 * halo)))
 
 
-def forced(shape: tuple[int, int], stride: int, halo: int, tile: int) -> Grid:
+def forced(shape: tuple[int, int], stride: int, halo: int, tile: int, margin: int = 0) -> Grid:
     """Return the grid of square tiles of outer length ``tile`` (see ``axis``)."""
-    return Grid(axis(shape[0], stride, halo, tile), axis(shape[1], stride, halo, tile))
+    return Grid(*(axis(length, stride, halo, tile, margin) for length in shape))
 
 
-def plan(shape: tuple[int, int], stride: int, halo: int, tile_area: int) -> Grid | None:
+def plan(
+    shape: tuple[int, int], stride: int, halo: int, tile_area: int, margin: int = 0
+) -> Grid | None:
     """Return the grid of equal tiles that sends the fewest pixels through the network.
 
     Parameters
     ----------
     shape
         (Y, X) of the frame, pixels.
-    stride, halo
+    stride, halo, margin
         As in ``axis``.
     tile_area
         Pixels that one tile may have at most.
@@ -192,7 +196,7 @@ def plan(shape: tuple[int, int], stride: int, halo: int, tile_area: int) -> Grid
         The whole frame as one tile where ``tile_area`` allows; None where not
         even the smallest tile does. Among equals, the one with fewer tiles.
     """
-    choices_y, choices_x = (_choices(length, stride, halo) for length in shape)
+    choices_y, choices_x = (_choices(length, stride, halo, margin) for length in shape)
     widths = [x.tile for x in choices_x]
     best: Grid | None = None
     for y in choices_y:
@@ -205,12 +209,12 @@ def plan(shape: tuple[int, int], stride: int, halo: int, tile_area: int) -> Grid
     return best
 
 
-def _choices(length: int, stride: int, halo: int) -> list[Axis]:
+def _choices(length: int, stride: int, halo: int, margin: int) -> list[Axis]:
     """Return the axes worth having, shortest tiles first, each of no more pixels than the last."""
-    halo, padded = up(halo, stride), up(length, stride)
+    halo, padded = up(halo, stride), up(length + margin, stride)
     choices: list[Axis] = []
     for tile in [*range(2 * halo + stride, padded, stride), padded]:
-        choice = axis(length, stride, halo, tile)
+        choice = axis(length, stride, halo, tile, margin)
         if not choices or choice.pixels <= choices[-1].pixels:
             choices.append(choice)
     return choices

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from segbatch.errors import UnsupportedFrameError
 from segbatch.frame import gray
 from segbatch.infer import normalise
-from segbatch.infer.engine.manifest import BitDepth, DatasetMax, Percentile, ZScore
+from segbatch.infer.engine.manifest import (
+    BitDepth,
+    DatasetMax,
+    Fixed,
+    Percentile,
+    ScaleRange,
+    ZScore,
+)
 from segbatch.infer.normalise import apply, fill, scale_of, seen_by
 from segbatch.infer.tiles import forced
 
@@ -30,6 +37,28 @@ def test_dataset_maximum_divides_by_the_training_sets_maximum(frame: NDArray[Any
     scale = scale_of(frame, DatasetMax(maximum=800.0), 10)
 
     assert np.allclose(whole(frame, scale)[0], frame / 800.0, rtol=1e-6)
+
+
+def test_fixed_numbers_are_those_of_the_manifest(frame: NDArray[Any]) -> None:
+    """Counts less the offset are multiplied by the scale, whatever the frame."""
+    scale = scale_of(frame, Fixed(offset=100.0, scale=0.5), 10)
+
+    assert np.allclose(whole(frame, scale)[0], (frame - 100.0) * 0.5, rtol=1e-6)
+
+
+def test_a_range_is_scaled_as_packages_state_it(frame: NDArray[Any]) -> None:
+    """Two percentiles become 0 and almost 1: epsilon is added to their distance."""
+    scale = scale_of(frame, ScaleRange(2.0, 98.0, epsilon=0.1), 10)
+    low, high = np.percentile(frame, (2.0, 98.0))
+
+    assert np.allclose(whole(frame, scale)[0], (frame - low) / (high - low + 0.1), atol=1e-5)
+
+
+def test_a_flat_frame_has_a_range(frame: NDArray[Any]) -> None:
+    """A frame of one value is scaled to zeros, not to values that are not finite."""
+    flat = np.full_like(frame, 7)
+
+    assert (whole(flat, scale_of(flat, ScaleRange(0.0, 100.0), 10)) == 0).all()
 
 
 @pytest.mark.parametrize(("bits", "ceiling"), [(8, 255), (10, 1023), (16, 65535)])

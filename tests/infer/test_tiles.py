@@ -22,7 +22,17 @@ def axes(draw: st.DrawFn) -> tuple[Axis, int]:
     stride = draw(strides)
     halo = draw(st.integers(0, 130))
     smallest = 2 * up(halo, stride) + stride
-    return axis(draw(lengths), stride, halo, draw(st.integers(smallest, 4000))), stride
+    tile, margin = draw(st.integers(smallest, 4000)), draw(st.integers(0, halo))
+    return axis(draw(lengths), stride, halo, tile, margin), stride
+
+
+@given(lengths, strides, st.integers(0, 130))
+def test_a_margin_lies_beyond_the_frame(length: int, stride: int, margin: int) -> None:
+    """The padded frame ends on the stride, at least the margin and less than a stride more away."""
+    laid = axis(length, stride, margin, 1 << 20, margin)
+
+    assert laid.padded % stride == 0
+    assert margin <= laid.padded - length < margin + stride
 
 
 @given(axes())

@@ -56,7 +56,9 @@ class Tiling(msgspec.Struct, frozen=True):
         return self.halo_px is not None
 
 
-def measure_tiling(network: Path, channels: int, threads: int, stride: int | None = None) -> Tiling:
+def measure_tiling(
+    network: Path, channels: int, threads: int, stride: int | None = None, margin_px: int = 0
+) -> Tiling:
     """Measure a network with the reference engine.
 
     Parameters
@@ -69,6 +71,8 @@ def measure_tiling(network: Path, channels: int, threads: int, stride: int | Non
         Processor threads to use.
     stride
         Where it is known, pixels.
+    margin_px
+        What the network mirrors inside (``Manifest.margin_px``): strips must be wider.
 
     Raises
     ------
@@ -79,12 +83,15 @@ def measure_tiling(network: Path, channels: int, threads: int, stride: int | Non
     engine = OnnxRuntimeEngine(network, threads)
     try:
         axes = (engine.run, _turned(engine.run))
+        wide = max(64, margin_px + 1)
         if stride is None:
-            stride = _stride(axes, channels, network)
-        halos = [_halo(axis, channels, stride) for axis in axes]
+            stride = _stride(axes, channels, wide, network)
+        halos = [_halo(axis, channels, wide, stride) for axis in axes]
         halo = None if None in halos else max(found for found in halos if found is not None)
-        if halo is not None and not all(_confirmed(a, channels, stride, halo) for a in axes):
-            halo = None
+        if halo is not None:
+            halo = max(halo, up(margin_px, stride))
+            if not all(_confirmed(axis, channels, wide, stride, halo) for axis in axes):
+                halo = None
     finally:
         engine.close()
     return Tiling(stride, halo)
@@ -105,13 +112,13 @@ def _strip(channels: int, wide: int, long: int, seed: int) -> NDArray[np.float32
     return rng.random((1, channels, wide, long), np.float32)
 
 
-def _stride(axes: tuple[Network, Network], channels: int, file: Path) -> int:
+def _stride(axes: tuple[Network, Network], channels: int, wide: int, file: Path) -> int:
     """Return the smallest stride whose multiples are accepted and shift the answer with them."""
     refused = "no size was accepted"
     alike: list[int] = []
     for stride in STRIDES:
         try:
-            moved = [_moved(network, channels, stride) for network in axes]
+            moved = [_moved(network, channels, wide, stride) for network in axes]
         except EngineError as error:
             refused = str(error)
             continue
@@ -129,13 +136,13 @@ def _stride(axes: tuple[Network, Network], channels: int, file: Path) -> int:
     )
 
 
-def _moved(network: Network, channels: int, stride: int) -> tuple[float, float]:
+def _moved(network: Network, channels: int, wide: int, stride: int) -> tuple[float, float]:
     """Return how far outputs move, at most and on average, when the input is shifted by a stride.
 
     Measured in the middle of a strip that is shifted around its ends, in parts
     of the outputs' spread.
     """
-    wide, long = up(64, stride) + stride, up(768, stride) + stride
+    wide, long = up(wide, stride) + stride, up(768, stride) + stride
     strip = _strip(channels, wide, long, 1)
     answer = network(strip)
     if answer.shape[0] != 1 or answer.shape[2:] != strip.shape[2:]:
@@ -146,12 +153,12 @@ def _moved(network: Network, channels: int, stride: int) -> tuple[float, float]:
     return float(moved.max()), float(moved.mean())
 
 
-def _halo(network: Network, channels: int, stride: int) -> int | None:
+def _halo(network: Network, channels: int, wide: int, stride: int) -> int | None:
     """Return the reach along X rounded up to the stride, None where it has no end."""
     for reach in REACHES_PX:
         half = up(reach, stride)
         found = max(
-            _reach(network, channels, stride, half, strength, seed)
+            _reach(network, channels, up(wide, stride), half, strength, seed)
             for seed, strength in enumerate(STRENGTHS)
         )
         # The farthest stride-wide cell must be untouched, else the reach may go on.
@@ -161,10 +168,9 @@ def _halo(network: Network, channels: int, stride: int) -> int | None:
 
 
 def _reach(
-    network: Network, channels: int, stride: int, half: int, strength: float, seed: int
+    network: Network, channels: int, wide: int, half: int, strength: float, seed: int
 ) -> int:
     """Return how far from the border the farthest changed output lies, pixels."""
-    wide = up(64, stride)
     calm = _strip(channels, wide, 2 * half, 10 + seed)
     noise = strength * (2.0 * _strip(channels, wide, 2 * half, 100 + seed) - 1.0)
     right, left = calm.copy(), calm.copy()
@@ -181,14 +187,14 @@ def _reach(
     return max(reaches)
 
 
-def _confirmed(network: Network, channels: int, stride: int, halo: int) -> bool:
+def _confirmed(network: Network, channels: int, wide: int, stride: int, halo: int) -> bool:
     """Return whether two tiles of different lengths, cut with the halo, equal their whole.
 
     A network may look no farther than its halo and still depend on its
     input's size, as upsampling with aligned corners does.
     """
     cut = 2 * halo + 3 * stride
-    strip = _strip(channels, up(64, stride), 2 * cut + 5 * stride, 7)
+    strip = _strip(channels, up(wide, stride), 2 * cut + 5 * stride, 7)
     whole = network(strip)
     left, right = network(strip[..., :cut]), network(strip[..., 2 * stride :])
     tolerance = SHIFT_EXACT * (float(whole.std()) + 1e-6)

@@ -42,7 +42,25 @@ class ZScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="zscor
     epsilon: Annotated[float, Meta(gt=0)] = 1e-6
 
 
-Normalisation = DatasetMax | BitDepth | Percentile | ZScore
+class ScaleRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="scale_range"):
+    """Counts minus one percentile of the frame, over its distance to another plus ``epsilon``.
+
+    As bioimage.io packages state it; ``Percentile`` differs where a frame is nearly flat.
+    """
+
+    low_percent: Annotated[float, Meta(ge=0, le=100)]
+    high_percent: Annotated[float, Meta(ge=0, le=100)]
+    epsilon: Annotated[float, Meta(gt=0)] = 1e-6
+
+
+class Fixed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="fixed"):
+    """``(counts - offset) * scale``, whatever the frame; 0 and 1 leave the counts as they are."""
+
+    offset: float = 0.0
+    scale: float = 1.0
+
+
+Normalisation = DatasetMax | BitDepth | Percentile | ZScore | ScaleRange | Fixed
 
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +74,19 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passed: bool
 
 
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The file that a network was taken from, and what it could not say.
+
+    ``kind`` is what it was recognised as; ``assumed`` has one sentence for each thing that was
+    neither in the file nor found by looking; ``files`` has the hash of each file that was read.
+    """
+
+    kind: str
+    name: str
+    assumed: list[str] = []
+    files: dict[str, str] = {}
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What stands in ``NAME.json`` beside ``NAME.onnx``.
 
@@ -64,7 +95,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     (N, K, Y, X): K = 1 with ``output`` ``sigmoid`` (probability of the single
     class in ``classes``), K = 1 + len(classes) with ``softmax`` (background
     first), of the same Y and X. ``halo_px`` is None until it was measured;
-    ``exact_tiling`` is False where no finite halo makes tiles exact.
+    ``halo_tolerance`` is how far, in parts of their spread, logits may move by what lies
+    beyond it (0: not in any bit). ``exact_tiling`` is False where no finite halo makes tiles
+    exact. ``margin_px`` is how far a frame is mirrored out past its right and lower edge before
+    it is padded to the stride, for networks that mirror their input inside (see
+    docs/models.md).
     """
 
     schema: Literal["segbatch.model/1"] = SCHEMA
@@ -77,13 +112,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     normalisation: Normalisation
     stride: Annotated[int, Meta(ge=1)] | None = None
     halo_px: Annotated[int, Meta(ge=0)] | None = None
+    halo_tolerance: Annotated[float, Meta(ge=0)] = 0.0
     exact_tiling: bool | None = None
+    margin_px: Annotated[int, Meta(ge=0)] = 0
     threshold: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     pixel_size_um: float | None = None
     parity: list[Parity] = []
     command: str = ""
     training: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
+    source: Source | None = None
 
     def content_sha256(self) -> str:
         """Hash of the manifest's content, independent of its layout on disk."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from segbatch.errors import ModelError
+from segbatch.infer.engine.adopt import adopt
 from segbatch.infer.engine.cache import keep, recall, replace
 from segbatch.infer.engine.halo import Tiling, measure_tiling
 from segbatch.infer.engine.machine import available_threads
@@ -14,12 +15,6 @@ from segbatch.infer.engine.manifest import Model, load_model
 from segbatch.log import get_logger
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "beads.json"
-MINIMAL = (
-    '{"schema": "segbatch.model/1", "name": "NAME", "file": "NAME.onnx", '
-    '"sha256": "(sha256sum NAME.onnx)", "classes": ["bead"], '
-    '"normalisation": {"type": "bit_depth"}}'
-)
-PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 log = get_logger(__name__)
 
 
@@ -29,38 +24,26 @@ def open_model(path: str | Path) -> Model:
     Parameters
     ----------
     path
-        ``""`` for the shipped network; a manifest ``NAME.json``; or
-        ``NAME.onnx`` with ``NAME.json`` beside it.
+        ``""`` for the shipped network; a manifest ``NAME.json``; ``NAME.onnx`` with
+        ``NAME.json`` beside it; or whatever else holds a network (``docs/models.md``), which
+        is taken in once, in a process of its own, and kept in the user's cache folder.
 
     Raises
     ------
     ModelError
         It cannot be had as named. No other model is ever taken instead.
+    UsageError
+        It has to be taken in, and the learn extra is not installed.
     """
     if not str(path):
         return _complete(SHIPPED, load_model(SHIPPED))
     named = Path(path)
-    if named.suffix.lower() in PICKLES:
-        raise ModelError(
-            f"model {named}: a {named.suffix} file may hold code",
-            "an ONNX network with its manifest",
-            "export it first: an .onnx file, and a .json manifest beside it",
-        )
-    if named.suffix.lower() not in (".json", ".onnx"):
-        raise ModelError(
-            f"model {named}", "a manifest NAME.json, or NAME.onnx beside one", "check --model"
-        )
+    if not named.exists():
+        raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
     manifest_file = named.with_suffix(".json")
-    if named != manifest_file and not named.is_file():
-        raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
-    if named == manifest_file and not named.is_file():
-        raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
-    if not manifest_file.is_file():
-        raise ModelError(
-            f"model {named} without its manifest {manifest_file.name}",
-            "a manifest beside the network",
-            f"write {manifest_file}, at least {MINIMAL}",
-        )
+    if named.suffix.lower() not in (".json", ".onnx") or not manifest_file.is_file():
+        manifest_file = adopt(named)
+        return _complete(manifest_file, load_model(manifest_file))
     model = load_model(manifest_file)
     if named != manifest_file and model.file != named:
         raise ModelError(
@@ -82,7 +65,11 @@ def _complete(manifest_file: Path, model: Model) -> Model:
     found = recall(name, Tiling)
     if found is None:
         found = measure_tiling(
-            model.file, manifest.input_channels, available_threads(), manifest.stride
+            model.file,
+            manifest.input_channels,
+            available_threads(),
+            manifest.stride,
+            manifest.margin_px,
         )
         log.info("tiling measured", model=manifest.name, stride=found.stride, halo_px=found.halo_px)
     full = msgspec.structs.replace(

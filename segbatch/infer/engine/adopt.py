@@ -1,0 +1,181 @@
+"""Networks without a manifest of ours: taken in once by the learning room, and kept.
+
+The learning room runs in a process of its own, which torch and a hostile file may end, with a
+limit on its time and memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from segbatch import __version__
+from segbatch.errors import ModelError, StorageError, UsageError
+from segbatch.infer.engine.cache import cache_folder
+from segbatch.infer.engine.manifest import load_model
+from segbatch.log import get_logger
+
+TIMEOUT_S = 900.0
+MEMORY_GIB = 16.0
+DESCRIPTIONS = ("bioimageio.yaml", "rdf.yaml", "bioimageio.yml", "rdf.yml")
+NEEDED = ("onnx", "onnxscript", "torch", "yaml")
+log = get_logger(__name__)
+
+
+def adopt(source: Path) -> Path:
+    """Return the manifest of a network from elsewhere, taken in now or on an earlier day.
+
+    Kept in the user's cache folder under the hash of ``source``, and good as long as every
+    file that was read then has the same content.
+
+    Raises
+    ------
+    ModelError
+        It was refused, or took too long.
+    UsageError
+        It was not taken in yet, and the learn extra is not installed.
+    """
+    main = _main_file(source)
+    folder = cache_folder() / "models" / _key(main)
+    manifest_file = _known(folder, main)
+    if manifest_file is None:
+        manifest_file = _take_in(source, main, folder)
+    manifest = load_model(manifest_file).manifest
+    if manifest.source is not None and manifest.source.assumed:
+        log.warning(
+            "assumed what the model's file does not say",
+            model=str(source),
+            assumed=manifest.source.assumed,
+            remedy="python -m segbatch.learn.intake --help",
+        )
+    return manifest_file
+
+
+def _main_file(source: Path) -> Path:
+    """Return the file whose hash names the source: itself, or its folder's description."""
+    if source.is_file():
+        return source
+    for name in DESCRIPTIONS:
+        if (source / name).is_file():
+            return source / name
+    raise ModelError(
+        f"model {source}: no file, and no folder with {DESCRIPTIONS[0]}",
+        "a bioimage.io package, or a file",
+        "check --model",
+    )
+
+
+def _key(main: Path) -> str:
+    return hashlib.sha256(f"{__version__} {_sha256(main)}".encode()).hexdigest()[:32]
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"model {file}: {error.strerror}", "a readable file") from error
+
+
+def _known(folder: Path, main: Path) -> Path | None:
+    """Return the manifest that was kept, None where there is none of the same files."""
+    for manifest_file in sorted(folder.glob("*.json")):
+        try:
+            manifest = load_model(manifest_file).manifest
+            if manifest.source is not None and _unchanged(manifest.source.files, main):
+                return manifest_file
+        except ModelError:
+            continue
+    return None
+
+
+def _unchanged(files: dict[str, str], main: Path) -> bool:
+    hashes = list(files.values())
+    others = zip(list(files)[1:], hashes[1:], strict=True)
+    return hashes[0] == _sha256(main) and all(
+        _sha256(main.parent / name) == wanted for name, wanted in others
+    )
+
+
+def _take_in(source: Path, main: Path, folder: Path) -> Path:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"model {source} without a manifest of segbatch, and {missing[0]} is not installed",
+            "the learn extra, which reads such networks",
+            "pip install 'segbatch[learn]', or name a manifest NAME.json",
+        )
+    log.info("model is taken in", model=str(source))
+    began = time.monotonic()
+    made = Path(tempfile.mkdtemp(prefix=".taking-in-", dir=_room(folder.parent)))
+    try:
+        manifest_file = _run(source, made)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    except OSError:  # another process was faster
+        if (known := _known(folder, main)) is None:
+            raise StorageError(f"{folder} cannot be written", "a folder to write to") from None
+        return known
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    manifest_file = folder / manifest_file.name
+    manifest = load_model(manifest_file).manifest
+    log.info(
+        "model taken in",
+        model=str(source),
+        kind=manifest.source.kind if manifest.source else "",
+        kept=str(manifest_file),
+        stride=manifest.stride,
+        halo_px=manifest.halo_px,
+        halo_tolerance=manifest.halo_tolerance,
+        seconds=round(time.monotonic() - began, 1),
+    )
+    return manifest_file
+
+
+def _room(wanted: Path) -> Path:
+    try:
+        wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(
+            f"{wanted}: {error.strerror}",
+            "a cache folder to keep the model in",
+            "set XDG_CACHE_HOME, or write a model: python -m segbatch.learn.intake SOURCE FOLDER",
+        ) from error
+    return wanted
+
+
+def _run(source: Path, folder: Path) -> Path:
+    """Run the learning room's command and return the manifest that it wrote."""
+    command = [sys.executable, "-m", "segbatch.learn.intake", str(source.absolute()), str(folder)]
+    command += ["--memory-gib", str(MEMORY_GIB)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(
+            f"model {source}: not read within {TIMEOUT_S:.0f} s",
+            "a network that is read sooner",
+            "export it as ONNX where it was trained",
+        ) from error
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise ModelError(
+            f"model {source}: the process that read it ended: {said[0][:300]}",
+            "a network that can be read",
+            "export it as ONNX where it was trained, and give that file",
+        ) from None
+    if done.returncode == 0:
+        return Path(answer["manifest"])
+    kinds = {UsageError.exit_code: UsageError, StorageError.exit_code: StorageError}
+    raise kinds.get(done.returncode, ModelError)(answer["got"], answer["wanted"], answer["remedy"])

@@ -1,0 +1,1 @@
+"""The forms that torch gives networks, each on its way to ONNX."""
