@@ -17,6 +17,8 @@ import msgspec
 from segbatch import __version__
 from segbatch.errors import SegbatchError
 from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.tensorrt.driver import ask
+from segbatch.infer.engine.tensorrt.flavour import installed
 from segbatch.infer.segment import Segmenter
 from segbatch.settings import Settings
 
@@ -25,7 +27,7 @@ _NEEDED = ("numpy", "tifffile", "imagecodecs", "opencv-python-headless", "onnxru
 _EXTRAS = {
     "torch": "learn",
     "pycromanager": "camera",
-    "tensorrt-rtx": "gpu",
+    "tensorrt-rtx-cu12": "gpu",
     "distributed": "cluster",
 }
 LOW_DISK_GIB = 5.0
@@ -42,7 +44,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 def doctor_command(paths: Sequence[str], *, as_json: bool) -> int:
     """Print the findings; return 1 where something that `process` needs is missing."""
-    findings = [*machine(), *packages(), *engines(), *folders(paths)]
+    findings = [*machine(), *packages(), *engines(), *gpus(), *folders(paths)]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2))
     else:
@@ -104,6 +106,21 @@ def engines() -> Iterator[Finding]:
                 found=error.got,
                 remedy=error.remedy or "--engine auto uses another engine",
             )
+
+
+def gpus() -> Iterator[Finding]:
+    """Ask each TensorRT that is installed, and the driver, in a process of its own."""
+    for flavour in installed():
+        answer = ask(flavour)
+        why, _, remedy = answer.why.partition("; remedy: ")
+        gpu = answer.gpu
+        found = f"{gpu.name}, driver {gpu.driver or '?'}, CUDA {gpu.cuda}" if gpu else "no GPU"
+        yield Finding(
+            what=f"engine {flavour}",
+            standing="note" if why else "ok",
+            found=why or found,
+            remedy=remedy,
+        )
 
 
 def folders(paths: Sequence[str]) -> Iterator[Finding]:
