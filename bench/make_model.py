@@ -51,7 +51,7 @@ def main() -> None:
     from segbatch.infer.engine.manifest import ZScore
     from segbatch.learn.checkpoint import load_checkpoint, save_checkpoint
     from segbatch.learn.data import read_examples
-    from segbatch.learn.export import export
+    from segbatch.learn.export.network import export
     from segbatch.learn.fit import fit
     from segbatch.learn.metrics import summarise
     from segbatch.learn.nets import BEADS

@@ -16,7 +16,7 @@ from segbatch.infer.engine.manifest import Model, ZScore
 from segbatch.infer.engine.models import open_model
 from segbatch.learn.checkpoint import Card
 from segbatch.learn.data import Example, Patches, read_examples
-from segbatch.learn.export import export
+from segbatch.learn.export.network import export
 from segbatch.learn.nets import LARGE, Architecture, UNet, build
 
 SEED = 1
@@ -58,12 +58,8 @@ def large(folder: Path) -> Network:
     true masks by least squares.
     """
     manifest_file = folder / "large.json"
-    material = folder / "material"
-    write_varied(material, 6, SEED)
     normalisation = ZScore()
-    examples = read_examples(material, normalisation)
-    net = build(LARGE, SEED)
-    _fit_last_layer(net, examples)
+    net, examples = fitted(folder / "material", normalisation)
     card = Card(
         name="large",
         classes=["bead"],
@@ -76,7 +72,16 @@ def large(folder: Path) -> Network:
         for e in examples[:2]
     ]
     export(net, card, manifest_file, crops, available_threads())
-    return Network("U-Net, depth 4, base 32", open_model(manifest_file), net.eval())
+    return Network("U-Net, depth 4, base 32", open_model(manifest_file), net)
+
+
+def fitted(material: Path, normalisation: ZScore) -> tuple[UNet, list[Example]]:
+    """Return the large U-Net, fitted a little, and the frames, written to ``material``."""
+    write_varied(material, 6, SEED)
+    examples = read_examples(material, normalisation)
+    net = build(LARGE, SEED)
+    _fit_last_layer(net, examples)
+    return net.eval(), examples
 
 
 def _fit_last_layer(net: UNet, examples: list[Example]) -> None:

@@ -1,6 +1,6 @@
 """The command line: parse, one call, an exit code."""
 
-from segbatch.cli import camera, frames, learning, service
+from segbatch.cli import camera, engines, frames, learning, service
 from segbatch.cli.program import main
 
-__all__ = ["camera", "frames", "learning", "main", "service"]
+__all__ = ["camera", "engines", "frames", "learning", "main", "service"]

@@ -17,8 +17,8 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--config", type=click.Path(), help="Settings file (TOML)."),
         click.option("--model", help="A model's manifest or ONNX file  [shipped bead network]"),
-        click.option("--engine", help="auto, openvino or onnxruntime."),
-        click.option("--precision", help="auto, fp32 or bf16."),
+        click.option("--engine", help="auto, tensorrt, openvino or onnxruntime."),
+        click.option("--precision", help="auto, fp32, fp16, bf16 or int8."),
         click.option("--tile-px", help="auto, or the edge of a tile in pixels."),
         click.option("--batch", help="auto, or tiles per inference request."),
         click.option("--profile", help="Camera: zelux (10 bit), 12bit, 14bit, 16bit."),

@@ -35,6 +35,16 @@ def counted_rows(frame_px: int, first_row: int) -> slice:
     return slice(-first_row % step, None, step)
 
 
+def whole_blocks(kept: slice, stride: int) -> slice:
+    """Return the blocks of ``stride`` pixels that lie inside ``kept``; where none does, the first.
+
+    What is kept starts on a block; at the frame's end it may stop inside one, whose other
+    pixels are mirrored out of the frame and would count twice.
+    """
+    first = kept.start // stride
+    return slice(first, max(kept.stop // stride, first + 1))
+
+
 def logit(probability: float) -> float:
     """Return ``log(p / (1 - p))``."""
     return math.log(probability / (1.0 - probability))

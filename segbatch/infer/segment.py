@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from segbatch.infer.engine.decided import Decided
+    from segbatch.infer.engine.door import Deciding, Request
     from segbatch.infer.engine.manifest import Model
     from segbatch.infer.tiles import Span
     from segbatch.settings import Settings
@@ -62,7 +64,9 @@ class Segmentation:
         Mean over pixels of the winning class's probability.
     mean_entropy
         Mean over pixels of the entropy of the class probabilities, bits. Both
-        means are over every fourth row in frames of a megapixel and more.
+        means are over every fourth row in frames of a megapixel and more; where
+        the engine itself makes the mask, over all blocks of stride x stride
+        pixels that lie inside what is kept of a tile.
     probabilities
         None unless asked for: float32 (Y, X) of the single class, or
         (K, Y, X) with background first.
@@ -84,7 +88,8 @@ class Segmenter:
     """An open engine with the model it runs.
 
     ``segment`` may be called from several threads at once; ``streams`` is how
-    many frames are worth having in flight so that the engine never waits.
+    many frames are worth having in flight so that the engine never waits;
+    ``version`` is the engine's.
 
     Parameters
     ----------
@@ -118,6 +123,7 @@ class Segmenter:
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._workers = ThreadPoolExecutor(self._opened.threads + 1, "segment")
         self.streams = self._opened.threads + 1
+        self.version = self._opened.engine.version
         self.info = ModelInfo(
             name=manifest.name,
             sha256=manifest.sha256,
@@ -206,7 +212,14 @@ class Segmenter:
         if shape not in self._layouts:
             manifest = self._manifest
             halo = manifest.halo_px if manifest.exact_tiling else None
-            found = layout_for(shape, manifest.stride or 1, halo, self._opened, self._settings)
+            found = layout_for(
+                shape,
+                manifest.stride or 1,
+                halo,
+                self._opened,
+                self._settings,
+                manifest.margin_px,
+            )
             blended = halo is None and found.grid.count > 1
             log.info(
                 "frames laid out",
@@ -231,15 +244,24 @@ class Segmenter:
         return np.empty(shape if self._outputs == 1 else (self._outputs, *shape), np.float32)
 
     @contextmanager
+    def _filled(
+        self, work: _Work, layout: Layout, tiles: list[tuple[Span, Span]]
+    ) -> Iterator[Request]:
+        """Lend a request whose input is some tiles."""
+        shape = (layout.batch, self._manifest.input_channels, *layout.grid.tile_shape)
+        with self._opened.engine.request(shape, layout.streams) as request:
+            for place, (y, x) in zip(request.input, tiles, strict=False):
+                fill(work.pixels, y, x, *work.scale, place)
+            yield request
+
+    @contextmanager
     def _logits(
         self, work: _Work, layout: Layout, tiles: list[tuple[Span, Span]]
     ) -> Iterator[NDArray[np.float32]]:
         """Run some tiles and lend their logits (N, K, Y, X)."""
         sides = layout.grid.tile_shape
         shape = (layout.batch, self._manifest.input_channels, *sides)
-        with self._opened.engine.request(shape, layout.streams) as request:
-            for place, (y, x) in zip(request.input, tiles, strict=False):
-                fill(work.pixels, y, x, *work.scale, place)
+        with self._filled(work, layout, tiles) as request:
             logits = request.infer()
             if logits.shape != (layout.batch, self._outputs, *sides):
                 raise EngineError(
@@ -253,11 +275,31 @@ class Segmenter:
         self, work: _Work, layout: Layout, tiles: list[tuple[Span, Span]]
     ) -> list[tuple[float, float, int]]:
         """Run the tiles of one request and keep their interiors."""
+        if self._opened.decides and work.probabilities is None:
+            with self._filled(work, layout, tiles) as request:
+                return self._keep(work, cast("Deciding", request).decide(), tiles)
         with self._logits(work, layout, tiles) as logits:
             return [
                 self._decide(work, found[:, y.kept, x.kept], y.target, x.target)
                 for found, (y, x) in zip(logits, tiles, strict=False)
             ]
+
+    def _keep(
+        self, work: _Work, decided: Decided, tiles: list[tuple[Span, Span]]
+    ) -> list[tuple[float, float, int]]:
+        """Copy the interiors of masks that the engine made; certainty is from its whole blocks."""
+        sums = []
+        for place, (y, x) in enumerate(tiles):
+            work.mask[y.target, x.target] = decided.mask[place, y.kept, x.kept]
+            stride = self._manifest.stride or 1
+            rows, columns = (decide.whole_blocks(each.kept, stride) for each in (y, x))
+            entropy = float(decided.entropy[place, rows, columns].sum(dtype=np.float64))
+            self._require_finite(entropy)
+            blocks = decided.confidence[place, rows, columns]
+            confidence = float(blocks.sum(dtype=np.float64))
+            area = stride * stride
+            sums.append((confidence * area, entropy * area, blocks.size * area))
+        return sums
 
     def _blended(self, work: _Work, layout: Layout) -> list[tuple[float, float, int]]:
         """Run row after row of overlapping tiles and decide on their weighted sum."""
@@ -281,12 +323,7 @@ class Segmenter:
         self, work: _Work, logits: NDArray[np.float32], rows: slice, columns: slice
     ) -> tuple[float, float, int]:
         """Write one region of the mask, and of the probabilities where wanted."""
-        if not np.isfinite(logits.max()):  # the maximum of anything and NaN is NaN
-            raise EngineError(
-                f"{self.info.engine} in {self.info.precision} gave logits that are not finite",
-                "finite logits",
-                "check the frame's counts against the model's normalisation, or use fp32",
-            )
+        self._require_finite(logits.max())  # the maximum of anything and NaN is NaN
         mask = work.mask[rows, columns]
         counted = decide.counted_rows(work.mask.size, rows.start)
         if self._outputs == 1:
@@ -296,6 +333,14 @@ class Segmenter:
         if work.probabilities is not None:
             work.probabilities[:, rows, columns] = decide.softmax(logits)
         return decide.decide_classes(logits, mask, counted)
+
+    def _require_finite(self, value: Any) -> None:
+        if not np.isfinite(value):
+            raise EngineError(
+                f"{self.info.engine} in {self.info.precision} gave logits that are not finite",
+                "finite logits",
+                "check the frame's counts against the model's normalisation, or use fp32",
+            )
 
 
 @dataclass(frozen=True, slots=True)

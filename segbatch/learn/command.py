@@ -11,7 +11,7 @@ import msgspec
 from segbatch.errors import UsageError
 from segbatch.infer.engine.manifest import Manifest, ZScore
 from segbatch.learn.checkpoint import load_checkpoint
-from segbatch.learn.export import export
+from segbatch.learn.export.network import export
 from segbatch.learn.fit import fit, split
 from segbatch.learn.train import Recipe
 

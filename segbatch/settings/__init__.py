@@ -30,8 +30,8 @@ from segbatch.settings.sections import (
 ENV_PREFIX = "SEGBATCH_"
 PROFILE_BIT_DEPTH = {"zelux": 10, "12bit": 12, "14bit": 14, "16bit": 16}
 
-Engine = Literal["auto", "openvino", "onnxruntime"]
-Precision = Literal["auto", "fp32", "bf16"]
+Engine = Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Profile = Literal["zelux", "12bit", "14bit", "16bit"]
 
 

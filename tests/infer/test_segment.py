@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from structlog.testing import capture_logs
 
 from segbatch.errors import EngineError, SettingsError, UsageError
 from segbatch.infer.blend import axis_weights
@@ -341,3 +342,54 @@ def test_blending_weights_add_up_to_one(length: int) -> None:
         total[span.start : span.stop] += weights
 
     assert np.allclose(total, 1.0, atol=1e-6)
+
+
+def of_one_shape(model: Model, shape: tuple[int, int, int, int]) -> Segmenter:
+    """Return a segmenter whose engine takes one input shape, as engines of a GPU do."""
+    segmenter = Segmenter(model, settings(engine="onnxruntime"))
+    segmenter._opened.engine.input_shape = shape
+    return segmenter
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_engine_of_one_shape_gives_the_whole_frames_mask(
+    batch: int, make_model: MakeModel, frame: NDArray[np.uint16]
+) -> None:
+    """Tiles of the engine's own size, by its own batch, give the mask of the whole frame."""
+    model = complete(make_model())
+    with Segmenter(model, settings(engine="onnxruntime")) as whole:
+        wanted = whole.segment(frame, 10)
+    with of_one_shape(model, (batch, 1, 128, 160)) as segmenter:
+        found = segmenter.segment(frame, 10)
+        layout = segmenter._layout((253, 381))
+
+    assert layout.grid.tile_shape == (128, 160)
+    assert (layout.batch, layout.streams) == (batch, 1)
+    assert np.mean(found.mask != wanted.mask) < 1e-4
+
+
+def test_a_frame_smaller_than_the_engines_input_is_mirrored_out(make_model: MakeModel) -> None:
+    """It has its own shape and, away from the edges that were mirrored, the mask it always has."""
+    model = complete(make_model())
+    pixels = np.random.default_rng(4).integers(0, 1024, (60, 90)).astype(np.uint16)
+    with Segmenter(model, settings(engine="onnxruntime")) as whole:
+        wanted = whole.segment(pixels, 10)
+    with capture_logs() as lines, of_one_shape(model, (1, 1, 128, 160)) as segmenter:
+        found = segmenter.segment(pixels, 10)
+
+    assert found.mask.shape == (60, 90)
+    assert np.array_equal(found.mask[:36, :66], wanted.mask[:36, :66])
+    assert any("--frame-shape 60x90" in line.get("remedy", "") for line in lines)
+
+
+def test_an_engine_too_small_for_the_halo_is_refused(make_model: MakeModel) -> None:
+    """Where nothing is left between two halos the error names the export that would do."""
+    model = complete(make_model())
+    pixels = np.zeros((200, 200), np.uint16)
+
+    with (
+        of_one_shape(model, (1, 1, 48, 48)) as segmenter,
+        pytest.raises(EngineError, match="48 x 48") as caught,
+    ):
+        segmenter.segment(pixels, 10)
+    assert "--frame-shape 200x200" in caught.value.remedy

@@ -16,7 +16,7 @@ from segbatch.infer.engine.manifest import ZScore, load_model
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.checkpoint import Card, load_checkpoint, save_checkpoint
 from segbatch.learn.data import Example, Patches, hold_out, read_examples
-from segbatch.learn.export import export, to_onnx
+from segbatch.learn.export.network import export, to_onnx
 from segbatch.learn.fit import fit
 from segbatch.learn.metrics import Counts, count, summarise
 from segbatch.learn.nets import BEADS, LARGE, Architecture, UNet, build

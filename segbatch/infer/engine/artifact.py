@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.manifest import Parity
+from segbatch.infer.engine.cache import cache_folder, replace
 
 SCHEMA: Final = "segbatch.engine/1"
 SUFFIX: Final = ".engine.json"
@@ -39,14 +39,48 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     platform: str = ""
 
 
+class Likeness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How alike the answers of an engine and of the source network are on some frames.
+
+    ``frames`` says which. Probability differences are over all pixels and classes, None
+    where the engine gives the mask alone. ``mask_agreement`` is the fraction of pixels of
+    one class in both masks; ``iou`` the pixels that are of one class other than background
+    in both, over those that are so in either; None where neither has any. Frames of ``noise``
+    hold next to no objects.
+    """
+
+    frames: str
+    count: int
+    noise: bool = False
+    max_probability_difference: float | None
+    mean_probability_difference: float | None
+    mask_agreement: float
+    iou: float | None
+
+
+class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the gate found: the bars, and how alike engine and ``reference`` were."""
+
+    passed: bool
+    tolerance: float
+    least_iou: float
+    reference: str
+    likeness: list[Likeness]
+
+
 class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Engine and source network on the same frames in turns, milliseconds a frame (medians)."""
+    """Engine and source network on the same frames in turns, milliseconds a frame (medians).
+
+    ``others`` are further engines of this machine in the same turns, as ``openvino fp32``.
+    """
 
     engine_ms: float
     source_ms: float
     source: str
     frame_shape: tuple[int, int]
     rounds: int
+    threads: int = 0
+    others: dict[str, float] = {}
 
 
 class EngineManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +88,7 @@ class EngineManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     ``input_shape`` is the one (N, C, Y, X) that it takes, None where any will do. Where
     ``decides``, the mask is made inside the graph, with ``threshold`` for a single class.
+    An engine whose ``file`` is the network itself is a precision that passed the gate.
     ``parity`` and ``speed`` are None where the machine that built it could not run it; such an
     engine has to pass the gate where it is to run.
     """
@@ -71,7 +106,7 @@ class EngineManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     threshold: Annotated[float, Meta(gt=0, lt=1)] | None = None
     hardware: Hardware = Hardware()
     options: dict[str, Any] = {}
-    parity: Parity | None = None
+    parity: Verdict | None = None
     speed: Speed | None = None
     build_s: float = 0.0
     command: str = ""
@@ -93,6 +128,33 @@ def manifest_path(model_manifest: Path, engine: str, precision: str) -> Path:
     return model_manifest.with_name(f"{model_manifest.stem}.{engine}-{precision}{SUFFIX}")
 
 
+def own_folder(name: str, sha256: str) -> Path:
+    """Return the folder in the user's cache for engines of a model whose folder is not the user's.
+
+    The shipped model's are there; ``sha256`` is its network's.
+    """
+    return cache_folder() / "engines" / f"{name}-{sha256[:12]}"
+
+
+def engines_of(model_manifest: Path, sha256: str) -> list[Path]:
+    """Return the manifests of a model's engines: those beside it, then those of this user."""
+    own = own_folder(model_manifest.stem, sha256) / model_manifest.name
+    found = artifacts_beside(model_manifest)
+    return found + [path for path in artifacts_beside(own) if path not in found]
+
+
+def kind_of(manifest_file: Path) -> tuple[str, str]:
+    """Return engine and precision as the manifest's name tells them; empty where it does not."""
+    kind = manifest_file.name.removesuffix(SUFFIX).rpartition(".")[2]
+    engine, dash, precision = kind.partition("-")
+    return (engine, precision) if dash else ("", "")
+
+
+def rebuild_command(manifest_file: Path) -> str:
+    """Return the command that makes an engine again where it stands."""
+    return f"segbatch export-engine --rebuild {manifest_file}"
+
+
 def artifacts_beside(model_manifest: Path) -> list[Path]:
     """Return the manifests of the engines that were made of a model, in the order of their names.
 
@@ -106,17 +168,16 @@ def artifacts_beside(model_manifest: Path) -> list[Path]:
     )
 
 
-def load_artifact(manifest_file: Path) -> Artifact:
-    """Read an engine's manifest and verify the file that it names.
+def read_manifest(manifest_file: Path) -> EngineManifest:
+    """Read an engine's manifest; its file is not looked at.
 
     Raises
     ------
     EngineError
-        It cannot be read, is no such manifest, or the file is not the one it was written for.
+        It cannot be read, or is no such manifest.
     """
-    rebuild = f"segbatch export-engine --rebuild {manifest_file}"
     try:
-        manifest = msgspec.json.decode(manifest_file.read_bytes(), type=EngineManifest)
+        return msgspec.json.decode(manifest_file.read_bytes(), type=EngineManifest)
     except OSError as error:
         raise EngineError(
             f"engine manifest {manifest_file}: {error.strerror}", "a readable file"
@@ -125,8 +186,20 @@ def load_artifact(manifest_file: Path) -> Artifact:
         raise EngineError(
             f"engine manifest {manifest_file}: {error}",
             f"a {SCHEMA} manifest",
-            "export the engine again: segbatch export-engine MODEL",
+            rebuild_command(manifest_file),
         ) from error
+
+
+def load_artifact(manifest_file: Path) -> Artifact:
+    """Read an engine's manifest and verify the file that it names.
+
+    Raises
+    ------
+    EngineError
+        It cannot be read, is no such manifest, or the file is not the one it was written for.
+    """
+    rebuild = rebuild_command(manifest_file)
+    manifest = read_manifest(manifest_file)
     if Path(manifest.file).name != manifest.file:
         raise EngineError(
             f"engine manifest {manifest_file}: file = {manifest.file!r}",
@@ -147,6 +220,6 @@ def load_artifact(manifest_file: Path) -> Artifact:
 
 
 def write_artifact(manifest: EngineManifest, manifest_file: Path) -> None:
-    """Write an engine's manifest for people: indented, in the order of its fields."""
+    """Write an engine's manifest for people, whole or not at all: indented, fields in order."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    manifest_file.write_bytes(text + b"\n")
+    replace(manifest_file, text + b"\n")

@@ -7,19 +7,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from segbatch.errors import EngineError
+from segbatch.infer.engine.choice import choose
+from segbatch.infer.engine.decided import Decided
 from segbatch.infer.engine.machine import available_threads
-from segbatch.infer.engine.manifest import Manifest, Model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
-from segbatch.infer.engine.probe import Probe, probe
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from segbatch.infer.engine.choice import Choice
+    from segbatch.infer.engine.manifest import Model
     from segbatch.settings import Settings
 
+__all__ = ["Decided", "Deciding", "Engine", "Opened", "Request", "open_chosen", "open_engine"]
+
 GIB = float(1 << 30)
+REMEDY = "segbatch export-engine MODEL --engine tensorrt"
+Shape = tuple[int, int, int, int]
 log = get_logger(__name__)
 
 
@@ -33,16 +38,28 @@ class Request(Protocol):
         ...
 
 
+class Deciding(Request, Protocol):
+    """A request of an engine that ``decides``."""
+
+    def decide(self) -> Decided:
+        """Return the masks of ``input``; instead of ``infer``, not after it."""
+        ...
+
+
 class Engine(Protocol):
-    """What runs a network; ``request`` may be called from several threads."""
+    """What runs a network; ``request`` may be called from several threads.
+
+    ``input_shape`` is the one (N, C, Y, X) that it takes, None where any will do. Where it
+    ``decides``, its requests are ``Deciding``.
+    """
 
     name: str
     version: str
     precision: str
+    input_shape: Shape | None
+    decides: bool
 
-    def request(
-        self, shape: tuple[int, int, int, int], streams: int
-    ) -> AbstractContextManager[Request]:
+    def request(self, shape: Shape, streams: int) -> AbstractContextManager[Request]:
         """Lend a request for (N, C, Y, X) input."""
         ...
 
@@ -55,23 +72,22 @@ class Engine(Protocol):
 class Opened:
     """An engine with what planning needs to know of it.
 
-    ``bytes_per_px`` is per stream; ``memory_bytes`` is what is left of the
-    limit for all streams together.
+    ``bytes_per_px`` is per stream; ``memory_bytes`` is what is left of the limit for all
+    streams together. ``decides`` says that the engine's own masks are those that the settings
+    ask for.
     """
 
     engine: Engine
     threads: int
     bytes_per_px: float
     memory_bytes: float
+    decides: bool = False
 
 
 def open_engine(model: Model, settings: Settings) -> Opened:
     """Open the engine that the settings name, or the fastest that can be trusted.
 
-    ``auto`` takes OpenVINO where its trial run succeeds, else ONNX Runtime;
-    ``--precision auto`` takes bf16 where the manifest records that it passed
-    the parity gate and the processor computes in it, else fp32. Which and why
-    is logged.
+    See ``choose`` for which that is; which and why is logged.
 
     Raises
     ------
@@ -79,97 +95,53 @@ def open_engine(model: Model, settings: Settings) -> Opened:
         The engine or precision that was named cannot be used, or none can.
     """
     threads = available_threads() if settings.threads == "auto" else settings.threads
-    engine, precision, found, why = _choose(model, settings)
-    memory = max(0.0, settings.memory_gib * GIB - found.fixed_bytes)
-    opened: Engine
-    if engine == "openvino":
-        from segbatch.infer.engine.openvino_engine import OpenVinoEngine
-
-        opened = OpenVinoEngine(model.file, precision, threads, memory, found.bytes_per_px)
-    else:
-        opened = OnnxRuntimeEngine(model.file, threads)
+    chosen = choose(model, settings)
+    memory = max(0.0, settings.memory_gib * GIB - chosen.trial.fixed_bytes)
+    engine = open_chosen(chosen, threads, memory)
     log.info(
         "engine opened",
-        engine=engine,
-        version=opened.version,
-        precision=precision,
+        engine=engine.name,
+        version=engine.version,
+        precision=engine.precision,
+        file=str(chosen.file),
         threads=threads,
-        why=why,
-        bytes_per_px=round(found.bytes_per_px),
+        why=chosen.why,
+        bytes_per_px=round(chosen.trial.bytes_per_px),
     )
-    return Opened(opened, threads, found.bytes_per_px, memory)
+    threshold = model.manifest.threshold if settings.threshold is None else settings.threshold
+    made = chosen.artifact.manifest if chosen.artifact is not None else None
+    decides = made is not None and made.decides and made.threshold in (None, threshold)
+    return Opened(engine, threads, chosen.trial.bytes_per_px, memory, decides and engine.decides)
 
 
-def _choose(model: Model, settings: Settings) -> tuple[str, str, Probe, str]:
-    """Return engine, precision, what its trial showed, and why it was taken."""
-    if settings.engine == "onnxruntime":
-        return _reference(model, settings, "named in the settings")
-    wanted = settings.precision
-    if wanted != "bf16":
-        trial = _trial(model, "openvino", "fp32")
-        if trial.usable:
-            gated = _passed(model.manifest, "openvino", "bf16")
-            if wanted == "auto" and gated and trial.native_bf16:
-                fast = _trial(model, "openvino", "bf16")
-                if fast.usable:
-                    return "openvino", "bf16", fast, "fastest that passed the parity gate"
-            return (
-                "openvino",
-                "fp32",
-                trial,
-                "named" if wanted == "fp32" else _why_fp32(trial, gated),
-            )
-    else:
-        trial = _trial(model, "openvino", "bf16")
-        if trial.usable:
-            if not _passed(model.manifest, "openvino", "bf16"):
-                log.warning("precision was not compared on this model", precision="bf16")
-            return "openvino", "bf16", trial, "named in the settings"
-    if settings.engine == "openvino" or wanted == "bf16":
-        raise EngineError(
-            f"OpenVINO in {wanted} cannot be used here: {trial.reason}",
-            "an engine that runs this model",
-            "use --engine onnxruntime --precision fp32",
+def open_chosen(chosen: Choice, threads: int, memory_bytes: float = float("inf")) -> Engine:
+    """Open an engine that was chosen.
+
+    Raises
+    ------
+    EngineError
+        It cannot be opened.
+    """
+    if chosen.engine == "openvino":
+        from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(
+            chosen.file,
+            chosen.precision,
+            threads,
+            memory_bytes,
+            chosen.trial.bytes_per_px,
+            cached=True,
         )
-    log.warning("OpenVINO cannot be used here, ONNX Runtime runs instead", reason=trial.reason)
-    return _reference(model, settings, f"OpenVINO cannot be used here: {trial.reason}")
+    if chosen.engine == "onnxruntime":
+        from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 
-
-def _reference(model: Model, settings: Settings, why: str) -> tuple[str, str, Probe, str]:
-    if settings.precision == "bf16":
+        return OnnxRuntimeEngine(chosen.file, threads, chosen.precision)
+    if chosen.artifact is None:
         raise EngineError(
-            "engine onnxruntime with precision bf16",
-            "fp32: ONNX Runtime does not compute in bf16 on a processor",
-            "use --precision fp32, or --engine openvino",
+            f"{chosen.engine} without an engine that was built", "one beside the model", REMEDY
         )
-    trial = _trial(model, "onnxruntime", "fp32")
-    if not trial.usable:
-        raise EngineError(
-            f"ONNX Runtime cannot run {model.file}: {trial.reason}", "a network that runs"
-        )
-    return "onnxruntime", "fp32", trial, why
+    from segbatch.infer.engine.tensorrt.runtime import TensorRtEngine
 
-
-def _trial(model: Model, engine: str, precision: str) -> Probe:
-    manifest = model.manifest
-    return probe(
-        model.file,
-        manifest.sha256,
-        engine,
-        precision,
-        manifest.input_channels,
-        manifest.stride or 1,
-    )
-
-
-def _passed(manifest: Manifest, engine: str, precision: str) -> bool:
-    return any(
-        entry.passed and (entry.engine, entry.precision) == (engine, precision)
-        for entry in manifest.parity
-    )
-
-
-def _why_fp32(trial: Probe, gated: bool) -> str:
-    if not gated:
-        return "bf16 has not passed the parity gate on this model"
-    return "this processor does not compute in bf16" if not trial.native_bf16 else "bf16 failed"
+    opened: Engine = TensorRtEngine(chosen.artifact)
+    return opened

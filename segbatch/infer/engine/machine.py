@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from pathlib import Path
@@ -31,3 +32,10 @@ def processor() -> str:
     lines = (line.partition(":") for line in text.splitlines())
     wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
     return "|".join(sorted({value.strip() for key, _, value in lines if key.strip() in wanted}))
+
+
+def processor_id() -> str:
+    """Return the processor's name for people, and a digest of all that code is chosen by."""
+    told = processor()
+    name = next((part for part in told.split("|") if " " in part and len(part) < 80), "processor")
+    return f"{name} ({hashlib.sha256(told.encode()).hexdigest()[:12]})"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segbatch.errors import EngineError
+from segbatch.infer.engine.decided import DECIDED, Decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+Shape = tuple[int, int, int, int]
+
 
 class OnnxRuntimeEngine:
-    """One session in fp32; concurrent requests share its threads.
+    """One session; concurrent requests share its threads.
 
     Parameters
     ----------
@@ -27,6 +30,8 @@ class OnnxRuntimeEngine:
         The ONNX file.
     threads
         Processor threads for all requests together.
+    precision
+        ``fp32``, or ``int8`` for a network that was quantised.
 
     Raises
     ------
@@ -35,9 +40,9 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
-    precision = "fp32"
+    input_shape: Shape | None = None
 
-    def __init__(self, network: Path, threads: int) -> None:
+    def __init__(self, network: Path, threads: int, precision: str = "fp32") -> None:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as states
 
@@ -53,6 +58,7 @@ class OnnxRuntimeEngine:
             states.RuntimeException,
         )
         self.version = version("onnxruntime")
+        self.precision = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -71,6 +77,9 @@ class OnnxRuntimeEngine:
                 "an ONNX network of known operators",
             ) from error
         self._input = self._session.get_inputs()[0].name
+        outputs = [each.name for each in self._session.get_outputs()]
+        self._logits = outputs[0]
+        self.decides = set(outputs).issuperset(DECIDED)
         self._gate: dict[int, threading.BoundedSemaphore] = {}
         self._lock = threading.Lock()
 
@@ -86,14 +95,18 @@ class OnnxRuntimeEngine:
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of one batch."""
+        return np.asarray(self.outputs(batch, self._logits)[0], np.float32)
+
+    def outputs(self, batch: NDArray[np.float32], *names: str) -> list[Any]:
+        """Return the outputs of these names for one batch."""
         try:
-            outputs: list[Any] = self._session.run(None, {self._input: batch})
+            outputs: list[Any] = self._session.run(names, {self._input: batch})
         except self._errors as error:
             raise EngineError(
                 f"ONNX Runtime failed on input of shape {batch.shape}: {error}",
                 "the shapes that the model's manifest allows",
             ) from error
-        return np.asarray(outputs[0], np.float32)
+        return outputs
 
     def close(self) -> None:
         """Release the session."""
@@ -110,3 +123,7 @@ class OnnxRuntimeRequest:
     def infer(self) -> NDArray[np.float32]:
         """Return logits (N, K, Y, X) of ``input``, valid while the request is lent."""
         return self._engine.run(self.input)
+
+    def decide(self) -> Decided:
+        """Return the masks of ``input``, of a network that ends in them."""
+        return Decided(*self._engine.outputs(self.input, *DECIDED))

@@ -8,6 +8,7 @@ is sent.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import sys
 import threading
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from segbatch.errors import EngineError
+from segbatch.infer.engine import compiled as compiled_graphs
+from segbatch.infer.engine.decided import DECIDED, Decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+# What of an INT8 network is not quantised is computed in fp32.
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 Shape = tuple[int, int, int, int]
 
 
@@ -55,7 +59,7 @@ class OpenVinoEngine:
     network
         The ONNX file.
     precision
-        ``fp32`` or ``bf16``.
+        ``fp32``, ``bf16``, ``fp16``, or ``int8`` for a network that was quantised.
     threads
         Processor threads for all streams together.
     memory_bytes
@@ -63,9 +67,12 @@ class OpenVinoEngine:
         a new shape.
     bytes_per_px
         What a stream was measured to need per input pixel.
+    cached
+        Keep compiled graphs in the user's cache folder, and take them from there.
     """
 
     name = "openvino"
+    input_shape: Shape | None = None
 
     def __init__(
         self,
@@ -74,6 +81,8 @@ class OpenVinoEngine:
         threads: int,
         memory_bytes: float = float("inf"),
         bytes_per_px: float = 0.0,
+        *,
+        cached: bool = False,
     ) -> None:
         self._openvino = load_openvino()
         self.version = str(self._openvino.get_version())
@@ -83,9 +92,12 @@ class OpenVinoEngine:
         self._bytes_per_px = bytes_per_px
         self._graphs: OrderedDict[tuple[Shape, int], _Graph] = OrderedDict()
         self._free = threading.Condition()
+        self._sha256 = hashlib.sha256(network.read_bytes()).hexdigest() if cached else ""
         try:
             self._core = self._openvino.Core()
             self._network = self._core.read_model(str(network))
+            outputs = {name for each in self._network.outputs for name in each.get_names()}
+            self.decides = outputs.issuperset(DECIDED)
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO {self.version} cannot read {network}: {_one_line(error)}",
@@ -141,23 +153,24 @@ class OpenVinoEngine:
             return graph
 
     def _compile(self, shape: Shape, streams: int, need: int) -> _Graph:
+        options = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "EXECUTION_MODE_HINT": "ACCURACY" if self.precision == "fp32" else "PERFORMANCE",
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": self._threads,
+            # Pinned threads of two processes on one machine would share cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        key = (self._sha256, self.version, shape, sorted(options.items()))
+        kept = compiled_graphs.file_for(*key) if self._sha256 else None
         try:
-            network = self._network.clone()
-            network.reshape(list(shape))
-            compiled = self._core.compile_model(
-                network,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": HINTS[self.precision],
-                    "EXECUTION_MODE_HINT": "ACCURACY"
-                    if self.precision == "fp32"
-                    else "PERFORMANCE",
-                    "NUM_STREAMS": str(streams),
-                    "INFERENCE_NUM_THREADS": self._threads,
-                    # Pinned threads of two processes on one machine would share cores.
-                    "ENABLE_CPU_PINNING": False,
-                },
-            )
+            compiled: Any = kept and compiled_graphs.recall_graph(self._core, kept, options)
+            if compiled is None:
+                network = self._network.clone()
+                network.reshape(list(shape))
+                compiled = self._core.compile_model(network, "CPU", options)
+                if kept is not None:
+                    compiled_graphs.keep_graph(compiled, kept)
             graph = _Graph(compiled, need)
             for _ in range(streams + 1):
                 graph.idle.put(OpenVinoRequest(compiled.create_infer_request()))
@@ -185,6 +198,11 @@ class OpenVinoRequest:
             raise EngineError(f"OpenVINO failed: {_one_line(error)}") from error
         logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits
+
+    def decide(self) -> Decided:
+        """Return the masks of ``input``, of a network that ends in them; lent as the logits are."""
+        self.infer()
+        return Decided(*(self._request.get_tensor(name).data for name in DECIDED))
 
 
 def _one_line(error: RuntimeError) -> str:

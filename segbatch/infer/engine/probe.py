@@ -34,18 +34,27 @@ SMALL_PX, LARGE_PX = 256, 1024
 ASSUMED_BYTES_PER_PX = 1500.0
 
 
+# OpenVINO's names of the number formats that not every processor computes in.
+FORMATS = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+
+
 class Probe(msgspec.Struct, frozen=True):
     """What a trial run showed.
 
     ``bytes_per_px`` is per stream and input pixel, ``fixed_bytes`` the rest
-    (libraries, weights); ``reason`` says why it is not ``usable``.
+    (libraries, weights); ``reason`` says why it is not ``usable``; ``formats`` are the
+    number formats in which OpenVINO computes on this processor, by its names.
     """
 
     usable: bool
     reason: str = ""
-    native_bf16: bool = False
+    formats: list[str] = []
     fixed_bytes: float = 0.0
     bytes_per_px: float = ASSUMED_BYTES_PER_PX
+
+    def computes_in(self, precision: str) -> bool:
+        """Tell whether the processor itself computes in a precision."""
+        return precision not in FORMATS or FORMATS[precision] in self.formats
 
 
 def probe(
@@ -82,6 +91,7 @@ def probe(
 
 def _name(sha256: str, engine: str, precision: str) -> str:
     key = [__version__, version(engine), platform.platform(), processor(), sha256, precision]
+    key += Probe.__struct_fields__
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return f"probe-{engine}-{digest}.json"
 
@@ -105,19 +115,19 @@ def _peak_bytes() -> int | None:
 
 
 def _try(network: Path, engine: str, precision: str, channels: int, stride: int) -> Probe:
-    bf16 = False
+    formats: list[str] = []
     runner: Any
     if engine == "openvino":
         from segbatch.infer.engine.openvino_engine import OpenVinoEngine
 
         runner = OpenVinoEngine(network, precision, threads=1)
-        bf16 = "BF16" in runner.capabilities()
-        if precision == "bf16" and not bf16:
-            return Probe(usable=False, reason="this processor does not compute in bf16")
+        formats = runner.capabilities()
+        if not Probe(usable=True, formats=formats).computes_in(precision):
+            return Probe(usable=False, reason=f"this processor does not compute in {precision}")
     else:
         from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 
-        runner = OnnxRuntimeEngine(network, threads=1)
+        runner = OnnxRuntimeEngine(network, 1, precision)
     peaks = []
     sides = [max(1, round(px / stride)) * stride for px in (SMALL_PX, LARGE_PX)]
     for side in sides:
@@ -128,10 +138,10 @@ def _try(network: Path, engine: str, precision: str, channels: int, stride: int)
         peaks.append(_peak_bytes())
     small, large = peaks
     if small is None or large is None:
-        return Probe(usable=True, native_bf16=bf16)
+        return Probe(usable=True, formats=formats)
     slope = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
     fixed = max(0.0, small - slope * sides[0] ** 2)
-    return Probe(usable=True, native_bf16=bf16, fixed_bytes=fixed, bytes_per_px=slope)
+    return Probe(usable=True, formats=formats, fixed_bytes=fixed, bytes_per_px=slope)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from segbatch.errors import ModelError, StorageError
 from segbatch.infer.decide import sigmoid
 from segbatch.infer.engine.halo import measure_tiling
+from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, likeness
 from segbatch.infer.engine.manifest import Manifest, Parity, write_manifest
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.openvino_engine import OpenVinoEngine
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 OPSET = 20
 # Same network, same arithmetic, another order of additions.
 _LOGIT_TOLERANCE = 1e-4
-PASSING_AGREEMENT = 0.999
 
 
 def export(
@@ -142,7 +142,7 @@ def measure_parity(
 
     ``passed`` asks that the two masks agree in at least ``PASSING_AGREEMENT`` of all pixels.
     """
-    reference = [predict(net, example.image()) for example in examples]
+    wanted = [_decided(predict(net, example.image()), threshold) for example in examples]
     measured = []
     for name, precision in (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
         engine: Engine = (
@@ -154,8 +154,22 @@ def measure_parity(
             found = [_probability(engine, e.image(), net.architecture.stride) for e in examples]
         finally:
             engine.close()
-        measured.append(_compare(name, precision, reference, found, threshold))
+        alike = likeness("", wanted, [_decided(each, threshold) for each in found])
+        measured.append(
+            Parity(
+                engine=name,
+                precision=precision,
+                max_probability_difference=alike.max_probability_difference or 0.0,
+                mean_probability_difference=alike.mean_probability_difference or 0.0,
+                mask_agreement=alike.mask_agreement,
+                passed=alike.mask_agreement >= PASSING_AGREEMENT,
+            )
+        )
     return measured
+
+
+def _decided(probability: NDArray[np.float32], threshold: float) -> Answer:
+    return Answer((probability >= threshold).astype(np.uint8), probability[None])
 
 
 def _probability(engine: Engine, image: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
@@ -164,29 +178,3 @@ def _probability(engine: Engine, image: NDArray[np.float32], stride: int) -> NDA
     with engine.request((1, 1, *padded.shape), 1) as request:
         request.input[:] = padded
         return sigmoid(request.infer()[0, 0, :height, :width])
-
-
-def _compare(
-    engine: str,
-    precision: str,
-    reference: list[NDArray[np.float32]],
-    found: list[NDArray[np.float32]],
-    threshold: float,
-) -> Parity:
-    pixels = same = 0
-    largest = total = 0.0
-    for wanted, got in zip(reference, found, strict=True):
-        difference = np.abs(wanted - got)
-        largest = max(largest, float(difference.max()))
-        total += float(difference.sum(dtype=np.float64))
-        same += int(np.count_nonzero((wanted >= threshold) == (got >= threshold)))
-        pixels += wanted.size
-    agreement = same / pixels
-    return Parity(
-        engine=engine,
-        precision=precision,
-        max_probability_difference=largest,
-        mean_probability_difference=total / pixels,
-        mask_agreement=agreement,
-        passed=agreement >= PASSING_AGREEMENT,
-    )

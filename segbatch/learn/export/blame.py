@@ -1,0 +1,74 @@
+"""Why an engine did not pass: the frames, the figures, and the layer where it departs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segbatch.infer.engine.choice import TENSORRT
+from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.tiles import up
+from segbatch.learn.export.gate import answer
+from segbatch.learn.export.layers import Parting, parting
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segbatch.infer.engine.artifact import Verdict
+    from segbatch.infer.engine.door import Engine
+    from segbatch.infer.engine.manifest import Model
+    from segbatch.learn.export.candidates import Made
+    from segbatch.learn.export.frames import Material
+
+# Every layer's values of such a square are held at once, twice.
+SIDE_PX = 256
+
+
+def blame(model: Model, made: Made, verdict: Verdict, material: Material, engine: Engine) -> str:
+    """Say on which frames an engine departs from its network, how far, and in which layer."""
+    worst = min(verdict.likeness, key=lambda each: each.mask_agreement)
+    told = f"masks agree in {worst.mask_agreement:.4%} of the pixels of {worst.frames} frames"
+    if worst.iou is not None:
+        told += f", objects overlap by {worst.iou:.2%}"
+    frames = next(each for each in material.sets if each.name == worst.frames)
+    square = _worst_square(model, engine, frames.inputs)
+    found = _parting(model, made, square)
+    if found is None:
+        return f"{told}; its layers cannot be told apart"
+    return f"{told}; {found}"
+
+
+def _parting(model: Model, made: Made, square: NDArray[np.float32]) -> Parting | None:
+    engine, precision = made.choice.engine, made.choice.precision
+    source = model.file.read_bytes()
+    native = precision if engine == "openvino" and precision != "int8" else ""
+    # TensorRT shows no layers; ONNX Runtime rounds to the precision that the file states.
+    network = source if engine not in TENSORRT and native else made.network
+    return parting(source, network, square, openvino_precision=native)
+
+
+def _worst_square(
+    model: Model, engine: Engine, images: list[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Return the square around the pixel where engine and source differ most."""
+    reference = OnnxRuntimeEngine(model.file, 1)
+    stride = model.manifest.stride or 1
+    largest, found = -1.0, images[0]
+    for image in images:
+        right, got = (answer(each, image, model.manifest) for each in (reference, engine))
+        if right.probabilities is None or got.probabilities is None:
+            continue
+        off = np.nan_to_num(np.abs(right.probabilities - got.probabilities).max(axis=0), nan=1.0)
+        if off.max() <= largest:
+            continue
+        largest = float(off.max())
+        at = np.unravel_index(int(off.argmax()), off.shape)
+        side = up(SIDE_PX + model.manifest.margin_px, stride)
+        spans = []
+        for place, length in zip(at, image.shape[2:], strict=True):
+            start = max(0, min(int(place) - side // 2, length - side)) // stride * stride
+            spans.append(slice(start, start + side))
+        found = image[:, :, spans[0], spans[1]]
+    reference.close()
+    return np.ascontiguousarray(found)

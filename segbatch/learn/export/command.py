@@ -1,0 +1,273 @@
+"""What ``segbatch export-engine`` does and prints."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from segbatch.errors import EngineError, UsageError
+from segbatch.infer.engine.artifact import kind_of, own_folder, read_manifest
+from segbatch.infer.engine.models import SHIPPED, open_model
+from segbatch.learn.export.candidates import Offer, offered
+from segbatch.learn.export.exporting import Entry, Result, export_engine
+from segbatch.learn.export.frames import gather, is_shipped
+from segbatch.learn.export.writing import SOURCE
+from segbatch.log import get_logger
+
+if TYPE_CHECKING:
+    from segbatch.infer.engine.artifact import Likeness
+    from segbatch.infer.engine.manifest import Model
+
+SCHEMA = "segbatch.export/1"
+WIDTH = 110  # characters: the table is read as a whole or not at all
+log = get_logger(__name__)
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line asks for; ``model`` is empty for the shipped one."""
+
+    model: str = ""
+    engine: str = "auto"
+    precision: str = "auto"
+    frames: str = ""
+    tolerance: float = 0.999
+    out: str = ""
+    frame_shape: tuple[int, int] | None = None
+    force: bool = False
+
+    def command(self) -> str:
+        """Return the command line that wishes the same."""
+        words = ["segbatch", "export-engine", *([self.model] if self.model else [])]
+        for key, value in (
+            ("engine", self.engine if self.engine != "auto" else ""),
+            ("precision", self.precision if self.precision != "auto" else ""),
+            ("frames", self.frames),
+            ("tolerance", f"{self.tolerance:g}" if self.tolerance != 0.999 else ""),
+            ("out", self.out),
+            ("frame-shape", "x".join(map(str, self.frame_shape or ()))),
+        ):
+            words += [f"--{key}", value] if value else []
+        return shlex.join([*words, *(["--force"] if self.force else [])])
+
+
+def export_engine_command(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
+    """Export an engine as wished, and print what was found.
+
+    Raises
+    ------
+    UsageError
+        An argument cannot be carried out.
+    ModelError
+        The model cannot be had, or cannot be written in the precision.
+    EngineError
+        Nothing passed the gate, or what was named is worse than what is there.
+    StorageError
+        The folder cannot be written.
+    """
+    model = open_model(wish.model)
+    folder = _folder(wish, model)
+    calibrates = bool(wish.frames) or is_shipped(model)
+    offer = offered(model, wish.engine, wish.precision, calibrates=calibrates)
+    if dry_run:
+        _preview(offer, folder, as_json=as_json)
+        return
+    frames = Path(wish.frames) if wish.frames else None
+    log.info("preparing frames", model=model.manifest.name)
+    material = gather(model, frames, wish.frame_shape)
+    result = export_engine(
+        model,
+        material,
+        folder,
+        offer,
+        tolerance=wish.tolerance,
+        force=wish.force,
+        command=wish.command(),
+    )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(_answer(result)), indent=2))
+    else:
+        _print(result, folder)
+
+
+def rebuild_wish(manifest_file: Path, frames: str = "") -> Wish:
+    """Return what makes an engine again where it stands, from its manifest or its name.
+
+    ``frames`` are taken instead of those that it was made with.
+
+    Raises
+    ------
+    UsageError
+        It is no engine's manifest, or its model is not beside it.
+    """
+    engine, precision = kind_of(manifest_file)
+    if not engine:
+        raise UsageError(
+            f"--rebuild {manifest_file}",
+            "an engine's manifest, NAME.ENGINE-PRECISION.engine.json",
+            "segbatch export-engine MODEL makes one",
+        )
+    stem = manifest_file.name.rpartition(f".{engine}-{precision}")[0]
+    model = manifest_file.with_name(f"{stem}.json")
+    if not model.is_file():
+        raise UsageError(
+            f"{manifest_file.name} without its model {model.name} beside it",
+            "the folder as export-engine left it",
+            "segbatch export-engine MODEL",
+        )
+    wish = Wish(
+        model=str(model),
+        engine=engine,
+        precision=precision,
+        out=str(manifest_file.parent),
+        frames=frames,
+        force=True,  # what was asked for by name is made, slower or not
+    )
+    try:
+        told = read_manifest(manifest_file)
+    except EngineError as error:
+        log.warning("rebuilt with defaults", why=str(error))
+        return wish
+    frames = frames or str(told.options.get("frames", ""))
+    if frames and not Path(frames).exists():
+        log.warning("the frames it was made with are gone, others are taken", frames=frames)
+        frames = ""
+    return msgspec.structs.replace(
+        wish,
+        frames=frames,
+        tolerance=wish.tolerance if told.parity is None else told.parity.tolerance,
+        frame_shape=None if told.speed is None else told.speed.frame_shape,
+    )
+
+
+def _folder(wish: Wish, model: Model) -> Path:
+    """Return where the engine goes: as wished, or beside what was named.
+
+    The shipped model lies in the package, which is not the user's to write to; its engines
+    have a folder of their own, where ``process`` looks for them.
+    """
+    if wish.out:
+        return Path(wish.out)
+    if is_shipped(model) and model.file.parent == SHIPPED.parent:
+        return own_folder(model.file.stem, model.manifest.sha256)
+    return Path(wish.model).resolve().parent
+
+
+def _preview(offer: Offer, folder: Path, *, as_json: bool) -> None:
+    tried = [" ".join(kind) for group in offer.groups for kind in group]
+    if as_json:
+        answer = {"would_try": tried, "not_offered": _left_out(offer), "folder": str(folder)}
+        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
+        return
+    click.echo(f"would try: {', '.join(tried)}\nwould write into: {folder}")
+    click.echo("\n".join(offer.told()))
+
+
+def _left_out(offer: Offer) -> dict[str, str]:
+    return {" ".join(kind): why for kind, why in offer.declined.items()}
+
+
+def _answer(result: Result) -> dict[str, Any]:
+    """Return what ``--json`` says."""
+    best = result.best
+    return {
+        "schema": SCHEMA,
+        "model": result.model.manifest.name,
+        "source_sha256": result.model.manifest.sha256,
+        "frame_shape": result.material.frame_shape,
+        "source_ms": result.source_ms,
+        "rounds": result.rounds,
+        "threads": result.threads,
+        "entries": [
+            {
+                "engine": entry.kind[0],
+                "precision": entry.kind[1],
+                "role": entry.role,
+                "passed": entry.passed,
+                "parity": entry.verdict,
+                "ms": entry.ms,
+                "build_s": entry.seconds,
+                "why": entry.why,
+            }
+            for entry in result.entries
+        ],
+        "not_offered": _left_out(result.offer),
+        "remarks": [*result.material.remarks, *result.remarks],
+        "best": " ".join(best.kind) if best is not None else None,
+        "written": str(result.written) if result.written is not None else None,
+    }
+
+
+def _print(result: Result, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("engine", "frames"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("p max", "p mean", "mask", "IoU", "ms/frame", "speed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("gate", no_wrap=True)
+    table.add_row(f"{SOURCE} (source)", *[""] * 5, f"{result.source_ms:.1f}", "1.0x", "")
+    for entry in result.entries:
+        for row in _rows(entry, result.source_ms):
+            table.add_row(*row)
+    console = Console(file=sys.stdout, highlight=False)
+    console.width = max(WIDTH, console.width)
+    console.print(table)
+    rows, columns = result.material.frame_shape
+    click.echo(
+        f"p: difference of probabilities; mask: pixels of the same class; ms: medians of "
+        f"{result.rounds} rounds in turns, {rows} x {columns} px, {result.threads} threads"
+    )
+    for entry in result.entries:
+        if entry.why and entry is not result.best:
+            click.echo(f"{entry.label}: {entry.why}")
+    click.echo("\n".join(result.offer.told()))
+    for remark in (*result.material.remarks, *result.remarks):
+        click.echo(f"note: {remark}")
+    if result.written is None:
+        click.echo("nothing was written: what is there already is as good (--force writes it)")
+        return
+    click.echo(f"written: {result.written}")
+    shipped = folder == own_folder(result.model.file.stem, result.model.manifest.sha256)
+    named = "" if shipped else f" --model {folder / result.model.file.stem}.json"
+    click.echo(f"use it: segbatch process FOLDER{named}")
+
+
+def _rows(entry: Entry, source_ms: float) -> list[list[str]]:
+    """Return the table's lines of one engine, one for each set of frames."""
+    told = "passed" if entry.passed else "failed"
+    ms = ["", ""]
+    if entry.ms is not None:
+        ms = [f"{entry.ms:.1f}", f"{source_ms / entry.ms:.1f}x"]
+    if entry.verdict is None:
+        return [[entry.label, *[""] * 5, *ms, told]]
+    lines = []
+    for place, each in enumerate(entry.verdict.likeness):
+        shown = _figures(each)
+        first = place == 0
+        lines.append(
+            [
+                entry.label if first else "",
+                each.frames,
+                *shown,
+                *(ms if first else [""] * 2),
+                told if first else "",
+            ]
+        )
+    return lines
+
+
+def _figures(each: Likeness) -> list[str]:
+    largest, mean = each.max_probability_difference, each.mean_probability_difference
+    return [
+        "" if largest is None else f"{largest:.2g}",
+        "" if mean is None else f"{mean:.1e}",
+        f"{each.mask_agreement:.4%}",
+        "" if each.iou is None else f"{each.iou:.2%}",
+    ]

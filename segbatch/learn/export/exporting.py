@@ -1,0 +1,317 @@
+"""From a model to an engine beside it: make what is offered, compare, time, keep the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from segbatch.errors import EngineError, ModelError, SegbatchError, StorageError
+from segbatch.infer.engine.artifact import Verdict, engines_of
+from segbatch.infer.engine.choice import BUILT_IN, Choice, load_fitting, trial_of
+from segbatch.infer.engine.door import open_chosen
+from segbatch.infer.engine.machine import available_threads
+from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.learn.export.blame import blame
+from segbatch.learn.export.candidates import Kind, Made, Offer, make
+from segbatch.learn.export.gate import SAME_TIME, answer, compare, time_in_turns, worse_than
+from segbatch.learn.export.writing import write
+from segbatch.log import get_logger
+
+if TYPE_CHECKING:
+    from segbatch.infer.engine.door import Engine
+    from segbatch.infer.engine.likeness import Answer
+    from segbatch.infer.engine.manifest import Model
+    from segbatch.learn.export.frames import Material
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One engine in the comparison: what it is, and what was found of it.
+
+    ``role`` is ``new``, ``there`` (made before) or ``built in``; ``why`` says what speaks
+    against it.
+    """
+
+    kind: Kind
+    role: str
+    made: Made | None = None
+    verdict: Verdict | None = None
+    ms: float | None = None
+    seconds: float = 0.0
+    why: str = ""
+
+    @property
+    def label(self) -> str:
+        """Engine and precision, and what it is where that is not new."""
+        return " ".join(self.kind) + ("" if self.role == "new" else f" ({self.role})")
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is the same network, as far as the gate asks."""
+        return self.verdict is not None and self.verdict.passed
+
+
+@dataclass(slots=True)
+class Result:
+    """All that an export found; ``written`` is None where nothing was better than what is there."""
+
+    model: Model
+    material: Material
+    entries: list[Entry]
+    offer: Offer
+    source_ms: float = 0.0
+    rounds: int = 0
+    threads: int = 0
+    best: Entry | None = None
+    written: Path | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+def export_engine(
+    model: Model,
+    material: Material,
+    folder: Path,
+    offer: Offer,
+    *,
+    tolerance: float,
+    force: bool = False,
+    command: str = "",
+) -> Result:
+    """Make the fastest engine that passes the gate, and write it into ``folder``.
+
+    Parameters
+    ----------
+    model
+        From ``open_model``.
+    material
+        The frames to compare and calibrate on.
+    folder
+        Where model, engine and manifest stand afterwards.
+    offer
+        What to try, from ``offered``; a single kind was asked for by name.
+    tolerance
+        Fraction of pixels in which the masks have to agree.
+    force
+        Write it though what the user has already is better.
+    command
+        That the manifest records.
+
+    Raises
+    ------
+    EngineError
+        Nothing passes the gate, or what was named is worse than what the user has.
+    ModelError
+        The network cannot be written in the precision that was named.
+    StorageError
+        The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".export-") as made_in, ExitStack() as stack:
+            result = Result(model, material, [], offer, threads=available_threads())
+            work = _Work(result, tolerance, Path(made_in), stack)
+            for group in offer.groups:
+                work.try_group(group)
+                if any(entry.passed for entry in result.entries):
+                    break
+            else:
+                raise _none_passed(result)
+            work.add_rivals()
+            work.time()
+            _pick(result, force=force, named=_single(offer))
+            if result.best is not None and result.best.made is not None:
+                result.written = write(result, result.best, result.best.made, folder, command)
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or folder}: {error.strerror}",
+            "a folder to write to",
+            "name another with --out DIR",
+        ) from error
+    return result
+
+
+class _Work:
+    """The engines that are open for a comparison, closed with ``stack``."""
+
+    def __init__(self, result: Result, tolerance: float, folder: Path, stack: ExitStack) -> None:
+        self._result = result
+        self._tolerance = tolerance
+        self._folder = folder
+        self._stack = stack
+        self._engines: dict[str, Engine] = {}
+        self._source = OnnxRuntimeEngine(result.model.file, result.threads)
+        stack.callback(self._source.close)
+        self._reference = f"onnxruntime {self._source.version} fp32"
+        self._wanted: list[list[Answer]] = [
+            [answer(self._source, each, result.model.manifest) for each in frames.inputs]
+            for frames in result.material.sets
+        ]
+
+    def try_group(self, kinds: list[Kind]) -> None:
+        """Make engines of some kinds and hold each against the source."""
+        result = self._result
+        for kind in kinds:
+            entry = Entry(kind, "new")
+            result.entries.append(entry)
+            started = time.monotonic()
+            try:
+                entry.made = make(result.model, kind, result.material, self._folder, result.remarks)
+                entry.seconds = round(time.monotonic() - started, 2)
+                engine, verdict = self._compare(entry, entry.made)
+                if not verdict.passed:
+                    entry.why = blame(result.model, entry.made, verdict, result.material, engine)
+            except (EngineError, ModelError) as error:
+                entry.why = str(error)
+                if _single(result.offer):
+                    raise
+            log.info("tried", engine=kind[0], precision=kind[1], passed=entry.passed)
+
+    def add_rivals(self) -> None:
+        """Add what the user has already: engines made before, and those that are built in."""
+        result = self._result
+        model = result.model
+        have: list[Entry] = []
+        for file in engines_of(model.file.with_suffix(".json"), model.manifest.sha256):
+            try:
+                artifact = load_fitting(file, model.manifest.sha256)
+            except SegbatchError as error:
+                log.info("made before, and not compared with", why=str(error))
+                continue
+            kind: Kind = (artifact.manifest.engine, artifact.manifest.precision)
+            if kind in BUILT_IN:
+                continue
+            trial = trial_of(model, *kind, artifact)
+            have.append(_rival(kind, "there", artifact.file, trial, artifact))
+        tried = {entry.kind for entry in result.entries}
+        for kind in BUILT_IN:
+            passed = kind[1] == "fp32" or any(
+                p.passed and (p.engine, p.precision) == kind for p in model.manifest.parity
+            )
+            if kind not in tried and kind[0] == "openvino" and passed:
+                trial = trial_of(model, *kind)
+                have.append(_rival(kind, "built in", model.file, trial))
+        for entry in have:
+            if entry.made is not None and entry.made.choice.trial.usable:
+                try:
+                    self._compare(entry, entry.made)
+                    result.entries.append(entry)
+                except EngineError as error:
+                    log.info("not compared with", engine=entry.label, why=str(error))
+
+    def time(self) -> None:
+        """Time all that passed, and the source, in turns."""
+        result = self._result
+        image = result.material.sets[0].inputs[0]
+        running = {
+            entry.label: self._engines[entry.label] for entry in result.entries if entry.passed
+        }
+        taken, result.rounds = time_in_turns({"": self._source, **running}, image)
+        result.source_ms = taken[""]
+        for entry in result.entries:
+            entry.ms = taken.get(entry.label)
+
+    def _compare(self, entry: Entry, made: Made) -> tuple[Engine, Verdict]:
+        engine = open_chosen(made.choice, self._result.threads)
+        self._stack.callback(engine.close)
+        self._engines[entry.label] = engine
+        entry.verdict = compare(
+            engine,
+            self._result.material.sets,
+            self._wanted,
+            self._result.model.manifest,
+            self._tolerance,
+            self._reference,
+        )
+        return engine, entry.verdict
+
+
+def _single(offer: Offer) -> bool:
+    return sum(map(len, offer.groups)) == 1
+
+
+def _rival(kind: Kind, role: str, file: Path, trial: Any, artifact: Any = None) -> Entry:
+    return Entry(kind, role, Made(Choice(*kind, file, trial, role, artifact), b""))
+
+
+def _pick(result: Result, *, force: bool, named: bool) -> None:
+    """Take the best of what is new, unless what the user has is better."""
+    passed = [entry for entry in result.entries if entry.passed and entry.ms is not None]
+    new = [entry for entry in passed if entry.role == "new"]
+    best = best_of(new)
+    for entry in new:
+        if entry is not best:
+            faster = (entry.ms or 0.0) < (best.ms or 0.0)
+            entry.why = f"{'less alike' if faster else 'slower'} than the one that was taken"
+    for other in passed:
+        if other.role == "new" or best.verdict is None or other.verdict is None:
+            continue
+        why = worse_than(best.ms or 0.0, best.verdict, other.ms or 0.0, other.verdict)
+        if not why:
+            continue
+        if force:
+            result.remarks.append(f"written by --force, though it is {why} than {other.label}")
+            continue
+        best.why = f"{why} than {other.label}"
+        if named:
+            raise EngineError(
+                f"{best.label} is {best.why}",
+                "an engine that is better in something than what is there",
+                "keep what is there, or write it all the same with --force",
+            )
+        return
+    result.best = best
+
+
+def best_of(entries: list[Entry]) -> Entry:
+    """Return the most alike of those that take no longer than the fastest, as far as can be told.
+
+    All of them have passed and were timed.
+    """
+    least_ms = min(entry.ms or 0.0 for entry in entries)
+    near = [entry for entry in entries if (entry.ms or 0.0) <= least_ms * (1 + SAME_TIME)]
+    return max(near, key=lambda entry: (_agreement(entry), -(entry.ms or 0.0)))
+
+
+def _agreement(entry: Entry) -> float:
+    likeness = entry.verdict.likeness if entry.verdict is not None else []
+    return min((each.mask_agreement for each in likeness), default=0.0)
+
+
+def _none_passed(result: Result) -> EngineError:
+    last = [entry for entry in result.entries if entry.why]
+    told = "; ".join(f"{entry.label}: {entry.why}" for entry in last)
+    return EngineError(f"no engine passed the gate: {told}", _wanted(last), _remedy(last, result))
+
+
+def _wanted(entries: list[Entry]) -> str:
+    verdict = next((entry.verdict for entry in entries if entry.verdict is not None), None)
+    if verdict is None:
+        return "an engine that gives the network's masks"
+    return (
+        f"masks that agree with the network's in {verdict.tolerance:.4%} of the pixels, "
+        f"objects that overlap by {verdict.least_iou:.2%}"
+    )
+
+
+def _remedy(entries: list[Entry], result: Result) -> str:
+    tries = []
+    precisions = {entry.kind[1] for entry in entries}
+    if "int8" in precisions:
+        tries.append("--frames with frames as they will come, to calibrate on")
+    if precisions - {"fp32"}:
+        tries.append("another --precision: fp32 is exact")
+    verdict = next((entry.verdict for entry in entries if entry.verdict is not None), None)
+    if verdict is not None:
+        found = min(each.mask_agreement for each in verdict.likeness)
+        enough = math.floor(found * 1e5) / 1e5
+        tries.append(f"--tolerance {enough:g} if masks that agree so far are enough")
+    if not result.material.source:
+        tries.append("--frames with your own frames, which these stand in for")
+    return "try " + "; or ".join(tries) if tries else ""

@@ -1,0 +1,186 @@
+"""The frames on which an engine is compared with its network, as the network sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segbatch.acquire.find import find_raw_files, is_frame_file
+from segbatch.acquire.simulate.kinds import any_scene
+from segbatch.acquire.simulate.scene import draw
+from segbatch.acquire.source import open_source
+from segbatch.errors import UsageError
+from segbatch.infer.engine.manifest import DatasetMax
+from segbatch.infer.engine.models import SHIPPED
+from segbatch.infer.normalise import fill, scale_of, seen_by
+from segbatch.infer.tiles import Span, up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from segbatch.infer.engine.manifest import Manifest, Model
+
+SENSOR_SHAPE = (1080, 1440)
+# Frames beyond this are cut to it: parity is a matter of pixels, of which these are millions.
+LARGEST_SIDE_PX = 2048
+MOST_REAL, RANDOM = 8, 4
+MOST_CALIBRATION, CALIBRATION_SIDE_PX = 8, 256
+_SIMULATED_BITS = 10
+_MAX_FILE_GIB = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Network inputs, each float32 (1, C, Y, X) of one shape, and what they are."""
+
+    name: str
+    inputs: list[NDArray[np.float32]]
+    noise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that the gate looks at.
+
+    ``frame_shape`` is (Y, X) before, ``input_shape`` (1, C, Y, X) after mirroring out to the
+    stride. ``calibration`` are patches of other frames than ``sets`` where there are enough.
+    ``remarks`` say what a reader has to know of them.
+    """
+
+    frame_shape: tuple[int, int]
+    input_shape: tuple[int, int, int, int]
+    sets: list[Frames]
+    calibration: list[NDArray[np.float32]]
+    source: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+
+def is_shipped(model: Model) -> bool:
+    """Tell whether a model is the shipped one, for which frames can be simulated."""
+    return SHIPPED.with_suffix(".onnx").read_bytes() == model.file.read_bytes()
+
+
+def gather(model: Model, path: Path | None, frame_shape: tuple[int, int] | None) -> Material:
+    """Read the frames that ``path`` names, or simulate them for the shipped model, and add noise.
+
+    Raises
+    ------
+    UsageError
+        ``path`` holds no frames.
+    FrameError
+        A frame cannot be read or does not suit the model's normalisation.
+    """
+    manifest = model.manifest
+    remarks: list[str] = []
+    real: list[tuple[NDArray[Any], int]] = []
+    if path is not None:
+        real = list(_read(path))
+        name = f"of {path.name}"
+    elif is_shipped(model):
+        real = list(_simulated(frame_shape or SENSOR_SHAPE))
+        name = "simulated"
+    else:
+        remarks.append("no frames were given: compared on random ones alone, see --frames")
+    shape = frame_shape or (real[0][0].shape[:2] if real else SENSOR_SHAPE)
+    rows, columns = (min(side, LARGEST_SIDE_PX) for side in shape)
+    if frame_shape is None and (rows, columns) != shape:
+        remarks.append(f"frames of {shape[0]} x {shape[1]} px are cut to {rows} x {columns}")
+    noise = list(_random(manifest, (rows, columns)))
+    # Frames that calibrate are not the frames that judge, where there are two and more.
+    judging, calibrating = (real[::2], real[1::2]) if len(real) > 1 else (real, real or noise)
+    sets = [
+        Frames(f"{len(judging)} {name}", [_input(model, *f, (rows, columns)) for f in judging])
+        for _ in range(bool(judging))
+    ]
+    sets.append(
+        Frames(f"{RANDOM} random", [_input(model, *f, (rows, columns)) for f in noise], True)
+    )
+    patches = [patch for f in calibrating for patch in _patches(model, *f)]
+    picked = np.linspace(0, len(patches) - 1, min(len(patches), MOST_CALIBRATION)).astype(int)
+    return Material(
+        (rows, columns),
+        sets[0].inputs[0].shape,
+        sets,
+        [patches[i] for i in picked],
+        str(path.resolve()) if path is not None else "",
+        remarks,
+    )
+
+
+def _read(path: Path) -> Iterator[tuple[NDArray[Any], int]]:
+    """Yield pixels and bit depths of frames spread evenly over the files."""
+    raws = [path] if is_frame_file(path) else find_raw_files(path) if path.is_dir() else []
+    if not raws:
+        raise UsageError(f"no frames in {path}", "a folder of frames, or one file", "see --frames")
+    most = 2 * MOST_REAL
+    for i in np.unique(np.linspace(0, len(raws) - 1, min(len(raws), most)).astype(int)):
+        source = open_source(raws[i], bit_depth=None, profile="zelux", max_file_gib=_MAX_FILE_GIB)
+        try:
+            each = min(source.frame_count, max(1, most // len(raws)))
+            for page in np.linspace(0, source.frame_count - 1, each).astype(int):
+                frame = source.read(int(page))
+                yield frame.pixels, frame.bit_depth
+        finally:
+            source.close()
+
+
+def _simulated(shape: tuple[int, int]) -> Iterator[tuple[NDArray[Any], int]]:
+    for seed in range(2 * MOST_REAL):
+        rng = np.random.default_rng([20, seed])
+        yield draw(any_scene(rng, *shape), rng)[0], _SIMULATED_BITS
+
+
+def _random(manifest: Manifest, shape: tuple[int, int]) -> Iterator[tuple[NDArray[Any], int]]:
+    """Yield white noise and coarse patches of light under it, over the range of the counts."""
+    ceiling = 1023.0
+    if isinstance(manifest.normalisation, DatasetMax):
+        ceiling = min(manifest.normalisation.maximum, 65535.0)
+    for seed in range(RANDOM):
+        rng = np.random.default_rng([21, seed])
+        size = shape if manifest.input_channels == 1 else (*shape, manifest.input_channels)
+        counts = rng.random(size, np.float32)
+        if seed % 2:
+            coarse = rng.random((-(-shape[0] // 32), -(-shape[1] // 32)), np.float32) ** 8
+            light = np.kron(coarse, np.ones((32, 32), np.float32))[: shape[0], : shape[1]]
+            light = light if len(size) == 2 else light[..., None]
+            counts = 0.8 * light + 0.2 * counts
+        yield (counts * ceiling).astype(np.uint16), _SIMULATED_BITS
+
+
+def _input(
+    model: Model, pixels: NDArray[Any], bit_depth: int, shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return the middle of a frame as network input, mirrored out to whole strides."""
+    manifest = model.manifest
+    pixels = seen_by(pixels, manifest.input_channels)
+    scale = scale_of(pixels, manifest.normalisation, bit_depth)
+    stride = manifest.stride or 1
+    starts = [max(0, (have - want) // 2) for have, want in zip(pixels.shape, shape, strict=False)]
+    spans = [
+        Span(start, start + up(want + manifest.margin_px, stride), start, start + want)
+        for start, want in zip(starts, shape, strict=True)
+    ]
+    out = np.empty((manifest.input_channels, *(s.stop - s.start for s in spans)), np.float32)
+    fill(pixels, spans[0], spans[1], *scale, out)
+    return out[None]
+
+
+def _patches(model: Model, pixels: NDArray[Any], bit_depth: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the brightest and the darkest square of a frame, as network input."""
+    side = up(CALIBRATION_SIDE_PX + model.manifest.margin_px, model.manifest.stride or 1)
+    whole = _input(model, pixels, bit_depth, pixels.shape[:2])
+    rows, columns = (max(1, n // side) for n in whole.shape[2:])
+    squares = [
+        whole[:, :, y * side : (y + 1) * side, x * side : (x + 1) * side]
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    squares.sort(key=lambda square: float(square.std()))
+    yield squares[-1]
+    if len(squares) > 1:
+        yield squares[0]
