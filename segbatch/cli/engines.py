@@ -58,6 +58,7 @@ def _frame_shape(
     show_default=True,
     help="Fraction of pixels in which the masks have to agree.",
 )
+@click.option("--arch", help="Of a MODEL that is weights alone, e.g. smp-unet-resnet34.")
 @click.option("--out", type=click.Path(), help="Write into this folder  [beside MODEL]")
 @click.option(
     "--frame-shape",

@@ -16,7 +16,11 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that stand for settings; names and checks are those of the settings."""
     options = [
         click.option("--config", type=click.Path(), help="Settings file (TOML)."),
-        click.option("--model", help="A model's manifest or ONNX file  [shipped bead network]"),
+        click.option(
+            "--model",
+            help="A manifest, ONNX, TorchScript, .pt, .pt2, bioimage.io  [shipped bead network]",
+        ),
+        click.option("--arch", help="Of a model that is weights alone, e.g. smp-unet-resnet34."),
         click.option("--engine", help="auto, tensorrt, openvino or onnxruntime."),
         click.option("--precision", help="auto, fp32, fp16, bf16 or int8."),
         click.option("--tile-px", help="auto, or the edge of a tile in pixels."),

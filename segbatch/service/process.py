@@ -99,7 +99,7 @@ class Process:
         # Frames run in parallel; OpenCV's own threads would only take cores from the engine.
         cv2.setNumThreads(1)
         self._settings, self._stop, self._progress = settings, stop, progress
-        self._model: Model = open_model(settings.model)
+        self._model: Model = open_model(settings.model, settings.arch)
         self._resources = ExitStack()
         # On one processor there is nothing beside which another process could run.
         processors = available_threads()

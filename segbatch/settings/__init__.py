@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a run can be told. Field names are the public names of the settings."""
 
     model: str = ""
+    arch: str = ""
     engine: Engine = "auto"
     precision: Precision = "auto"
     tile_px: Literal["auto"] | Annotated[int, Meta(ge=32)] = "auto"

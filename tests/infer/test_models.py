@@ -174,3 +174,10 @@ def test_a_network_that_needs_too_much_memory_is_refused(
 
     with pytest.raises(ModelError, match=r"net\.onnx"):
         open_model(file)
+
+
+def test_an_architecture_is_for_weights_alone(make_model: MakeModel) -> None:
+    """Naming an architecture for a model that has its own is refused."""
+    for model in ("", make_model().file.with_suffix(".json")):
+        with pytest.raises(UsageError, match="smp-unet-resnet34"):
+            open_model(model, "smp-unet-resnet34")

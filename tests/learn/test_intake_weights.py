@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from segbatch.acquire.simulate import write_run
 from segbatch.errors import ModelError
 from segbatch.infer.engine.manifest import load_model
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
@@ -16,6 +17,7 @@ from segbatch.learn.intake import load_network
 from segbatch.learn.intake.forms.arch import network_for
 from segbatch.learn.intake.forms.smp import Encoder, SmpUnet
 from segbatch.learn.nets import Architecture, build
+from tests.service import runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +81,22 @@ def test_weights_are_found_in_what_trainers_save(wrapped: str, tmp_path: Path) -
 
     np.testing.assert_allclose(engine.run(image), wanted, atol=1e-5)
     assert model.manifest.training["architecture"]["depth"] == 2
+
+
+def test_a_run_is_processed_with_plain_weights(tmp_path: Path) -> None:
+    """`process --model` takes weights alone where `--arch` names their network."""
+    net = build(Architecture(base=4, depth=2, convolutions=1), 3).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    write_run(tmp_path / "run", 1, seed=1, height_px=64, width_px=96)
+    asked = ("process", tmp_path / "run", "--model", tmp_path / "net.pt")
+    refused = runs.segbatch(*asked)
+    done = runs.segbatch(*asked, "--arch", "segbatch-unet", "--set", "quality.enabled=false")
+
+    assert refused.returncode == 3
+    assert "--arch segbatch-unet" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    (record,) = runs.records(tmp_path / "run")
+    assert record["model"]["name"] == "net"
 
 
 @pytest.mark.parametrize("arch", [None, "unknown", "smp-unet-vgg16"])

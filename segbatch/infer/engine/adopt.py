@@ -29,11 +29,11 @@ NEEDED = ("onnx", "onnxscript", "torch", "yaml")
 log = get_logger(__name__)
 
 
-def adopt(source: Path) -> Path:
+def adopt(source: Path, arch: str = "") -> Path:
     """Return the manifest of a network from elsewhere, taken in now or on an earlier day.
 
-    Kept in the user's cache folder under the hash of ``source``, and good as long as every
-    file that was read then has the same content.
+    Kept in the user's cache folder under the hash of ``source`` and ``arch``, the architecture of
+    weights, and good as long as every file that was read then has the same content.
 
     Raises
     ------
@@ -43,10 +43,10 @@ def adopt(source: Path) -> Path:
         It was not taken in yet, and the learn extra is not installed.
     """
     main = _main_file(source)
-    folder = cache_folder() / "models" / _key(main)
+    folder = cache_folder() / "models" / _key(main, arch)
     manifest_file = _known(folder, main)
     if manifest_file is None:
-        manifest_file = _take_in(source, main, folder)
+        manifest_file = _take_in(source, main, folder, arch)
     manifest = load_model(manifest_file).manifest
     if manifest.source is not None and manifest.source.assumed:
         log.warning(
@@ -72,8 +72,8 @@ def _main_file(source: Path) -> Path:
     )
 
 
-def _key(main: Path) -> str:
-    return hashlib.sha256(f"{__version__} {_sha256(main)}".encode()).hexdigest()[:32]
+def _key(main: Path, arch: str) -> str:
+    return hashlib.sha256(f"{__version__} {_sha256(main)} {arch}".encode()).hexdigest()[:32]
 
 
 def _sha256(file: Path) -> str:
@@ -104,7 +104,7 @@ def _unchanged(files: dict[str, str], main: Path) -> bool:
     )
 
 
-def _take_in(source: Path, main: Path, folder: Path) -> Path:
+def _take_in(source: Path, main: Path, folder: Path, arch: str) -> Path:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -116,7 +116,7 @@ def _take_in(source: Path, main: Path, folder: Path) -> Path:
     began = time.monotonic()
     made = Path(tempfile.mkdtemp(prefix=".taking-in-", dir=_room(folder.parent)))
     try:
-        manifest_file = _run(source, made)
+        manifest_file = _run(source, made, arch)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
     except OSError:  # another process was faster
@@ -152,10 +152,10 @@ def _room(wanted: Path) -> Path:
     return wanted
 
 
-def _run(source: Path, folder: Path) -> Path:
+def _run(source: Path, folder: Path, arch: str) -> Path:
     """Run the learning room's command and return the manifest that it wrote."""
     command = [sys.executable, "-m", "segbatch.learn.intake", str(source.absolute()), str(folder)]
-    command += ["--memory-gib", str(MEMORY_GIB)]
+    command += ["--memory-gib", str(MEMORY_GIB), *(["--arch", arch] if arch else [])]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from segbatch.errors import ModelError
+from segbatch.errors import ModelError, UsageError
 from segbatch.infer.engine.adopt import adopt
 from segbatch.infer.engine.cache import keep, recall, replace
 from segbatch.infer.engine.halo import Tiling, measure_tiling
@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).parent.parent / "shipped" / "beads.json"
 log = get_logger(__name__)
 
 
-def open_model(path: str | Path) -> Model:
+def open_model(path: str | Path, arch: str = "") -> Model:
     """Read a model and find its stride and halo where its manifest does not say.
 
     Parameters
@@ -27,23 +27,28 @@ def open_model(path: str | Path) -> Model:
         ``""`` for the shipped network; a manifest ``NAME.json``; ``NAME.onnx`` with
         ``NAME.json`` beside it; or whatever else holds a network (``docs/models.md``), which
         is taken in once, in a process of its own, and kept in the user's cache folder.
+    arch
+        Architecture of a file that holds weights alone.
 
     Raises
     ------
     ModelError
         It cannot be had as named. No other model is ever taken instead.
     UsageError
-        It has to be taken in, and the learn extra is not installed.
+        It has to be taken in, and the learn extra is not installed; or an architecture was
+        named for a model that has one.
     """
     if not str(path):
+        _refuse(arch, "the shipped network")
         return _complete(SHIPPED, load_model(SHIPPED))
     named = Path(path)
     if not named.exists():
         raise ModelError(f"model {named}: no such file", "an existing file", "check --model")
     manifest_file = named.with_suffix(".json")
     if named.suffix.lower() not in (".json", ".onnx") or not manifest_file.is_file():
-        manifest_file = adopt(named)
+        manifest_file = adopt(named, arch)
         return _complete(manifest_file, load_model(manifest_file))
+    _refuse(arch, f"model {named}")
     model = load_model(manifest_file)
     if named != manifest_file and model.file != named:
         raise ModelError(
@@ -52,6 +57,15 @@ def open_model(path: str | Path) -> Model:
             f"correct its key file, or name {manifest_file} itself",
         )
     return _complete(manifest_file, model)
+
+
+def _refuse(arch: str, of: str) -> None:
+    if arch:
+        raise UsageError(
+            f"arch = {arch} with {of}, which has its own",
+            "a file of weights alone",
+            "leave --arch out, or give --model the weights",
+        )
 
 
 def _complete(manifest_file: Path, model: Model) -> Model:

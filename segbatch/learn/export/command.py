@@ -38,6 +38,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: float = 0.999
     out: str = ""
     frame_shape: tuple[int, int] | None = None
+    arch: str = ""
     force: bool = False
 
     def command(self) -> str:
@@ -46,6 +47,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         for key, value in (
             ("engine", self.engine if self.engine != "auto" else ""),
             ("precision", self.precision if self.precision != "auto" else ""),
+            ("arch", self.arch),
             ("frames", self.frames),
             ("tolerance", f"{self.tolerance:g}" if self.tolerance != 0.999 else ""),
             ("out", self.out),
@@ -69,7 +71,7 @@ def export_engine_command(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
     StorageError
         The folder cannot be written.
     """
-    model = open_model(wish.model)
+    model = open_model(wish.model, wish.arch)
     folder = _folder(wish, model)
     calibrates = bool(wish.frames) or is_shipped(model)
     offer = offered(model, wish.engine, wish.precision, calibrates=calibrates)
