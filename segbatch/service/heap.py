@@ -11,7 +11,7 @@ import ctypes
 import time
 from contextlib import suppress
 
-TIDY_EVERY_S = 60.0
+AT_WORK_EVERY_S, AT_REST_EVERY_S = 60.0, 5.0
 _M_ARENA_MAX = -8  # malloc.h of glibc
 _OTHER_LIBRARY = (OSError, AttributeError, TypeError)
 
@@ -23,16 +23,20 @@ def bound_the_heap() -> None:
 
 
 class Heap:
-    """Gives back what was freed, when work has come to rest and every now and then."""
+    """Gives back what was freed, when work has come to rest and every now and then.
+
+    Not each time that there is nothing to do for a moment: the next frame would page it in anew.
+    """
 
     def __init__(self) -> None:
-        self._was_busy = False
+        self._used = False
         self._tidied_at = time.monotonic()
 
     def tidy(self, *, busy: bool) -> None:
         """Give whole pages back where it is time to; takes some milliseconds then."""
-        at_rest, self._was_busy = self._was_busy and not busy, busy
-        if at_rest or time.monotonic() - self._tidied_at >= TIDY_EVERY_S:
-            self._tidied_at = time.monotonic()
+        self._used |= busy
+        due_s = AT_WORK_EVERY_S if busy else AT_REST_EVERY_S
+        if self._used and time.monotonic() - self._tidied_at >= due_s:
+            self._used, self._tidied_at = False, time.monotonic()
             with suppress(*_OTHER_LIBRARY):
                 ctypes.CDLL(None).malloc_trim(0)
