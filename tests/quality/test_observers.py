@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,3 +186,35 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path: Path) -> Non
 
     child.wait(30)
     assert not child.is_running()
+
+
+def test_nobody_waits_for_a_process_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread whose only process was lost while another starts measures by itself."""
+    with Observers(2) as observers:
+        wait_ready(observers)
+        lent = observers._idle.pop()  # as by a thread that measures
+        monkeypatch.setattr(module, "CROWDED", 1000)
+        found: list[object] = []
+        pixels = frames(1)[0]
+        waiting = threading.Thread(target=lambda: found.append(observers.observe(pixels, 1023)))
+        waiting.start()
+        time.sleep(0.2)
+        with observers._changed:
+            observers._start()
+        observers._give_back(lent, usable=False)
+        waiting.join(30)
+
+    assert found == [observe(pixels, 1023)]
+
+
+def test_modules_of_the_current_folder_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in the current folder under a module's name is not imported."""
+    (tmp_path / "cv2.py").write_text("open('ran', 'w').close()\n")
+    (tmp_path / "queue.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    with Observers(1) as observers:
+        wait_ready(observers)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cv2.py", "queue.py"]

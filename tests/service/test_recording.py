@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tracemalloc
@@ -13,8 +14,9 @@ import tifffile
 from PIL import Image
 
 from segbatch.acquire.find import is_own_output
+from segbatch.errors import StorageError
 from segbatch.service.record import masks
-from segbatch.service.record.lines import Lines
+from segbatch.service.record.lines import Journal, Lines
 from segbatch.service.record.names import Register
 from segbatch.service.record.products import Products, page_of
 from segbatch.service.record.recorder import Keep
@@ -201,6 +203,23 @@ def test_records_are_those_of_the_log_that_was_opened(tmp_path: Path) -> None:
         assert lines[-1].frame.page == 599
         with pytest.raises(IndexError):
             lines[600]
+
+
+def test_a_journal_that_was_closed_touches_no_file(tmp_path: Path) -> None:
+    """After close() nothing is read or written, whoever has the descriptor's number now."""
+    journal = Journal(tmp_path / "journal")
+    journal.append(record_of(0))
+    journal.close()
+    journal.close()
+    with (tmp_path / "another").open("w+b") as another:
+        for use in (
+            lambda: journal.append(record_of(1)),
+            lambda: journal[0],
+            lambda: journal.truncate(0),
+        ):
+            with pytest.raises((OSError, StorageError)):
+                use()
+        assert another.seek(0, os.SEEK_END) == 0
 
 
 def test_lines_of_a_log_end_before_one_that_is_not_whole(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ LARGEST_BYTES = 1 << 26
 # Another process is started when so many more frames found all busy than found one free.
 CROWDED = 8
 ANSWERS_S = 60.0
+OBSERVER = "segbatch.infer.quality.observer"
 _logger = get_logger(__name__)
 
 
@@ -113,8 +114,13 @@ class Observers:
                 self._start()
             if self._starting is not None or not self._count:
                 return None
-            self._changed.wait_for(lambda: self._idle or self._closed or not self._count)
+            self._changed.wait_for(lambda: self._idle or self._closed or self._is_alone)
             return self._idle.pop() if self._idle else None
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no process is left that could be given back: one that starts is nobody's yet."""
+        return self._count <= (self._starting is not None)
 
     def _start(self) -> None:
         self._crowded = 0
@@ -138,6 +144,7 @@ class Observers:
             self._count -= 1
             self._do_without(error)
         self._starting = None
+        self._changed.notify_all()
 
     def _do_without(self, error: OSError) -> None:
         """Start no further process: the next would fare no better."""
@@ -164,7 +171,8 @@ class _Observer:
         self._memory: mmap.mmap | None = None
         try:
             self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "segbatch.infer.quality.observer", str(self._descriptor)],
+                # -P: modules of the current folder, which may be anybody's, are none of ours.
+                [sys.executable, "-P", "-m", OBSERVER, str(self._descriptor)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[self._descriptor],

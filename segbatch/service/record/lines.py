@@ -49,7 +49,7 @@ class Lines(Sequence[QcRecord]):
         flags |= getattr(os, "O_BINARY", 0)  # Windows
         self._descriptor = os.open(path, flags, 0o644)
         self._closing = weakref.finalize(self, os.close, self._descriptor)
-        with path.open("rb") as lines:
+        with os.fdopen(os.dup(self._descriptor), "rb") as lines:
             for line in lines:
                 if not line.endswith(b"\n") or schema.decode(line) is None:
                     break
@@ -99,7 +99,9 @@ class Lines(Sequence[QcRecord]):
 
     def close(self) -> None:
         """Close the file, once; it stays on the disk."""
-        self._closing()
+        with self._guard:
+            self._closing()
+            self._descriptor = -1  # its number may be another file's from here on
 
     def _read(self, first: int, end: int) -> list[QcRecord]:
         start, stop = self._ends[first], self._ends[end]

@@ -70,7 +70,7 @@ def why_unusable(flavour: Flavour | None = None) -> str | None:
 
 def ask(flavour: Flavour) -> Answer:
     """Ask in a process of its own what a flavour and the driver say; never raises."""
-    command = [sys.executable, "-m", "segbatch.infer.engine.tensorrt.driver", flavour]
+    command = [sys.executable, "-P", "-m", "segbatch.infer.engine.tensorrt.driver", flavour]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
