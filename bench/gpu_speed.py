@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from segbatch.infer.engine.likeness import Answer, likeness
 from segbatch.infer.engine.manifest import Manifest
+from segbatch.learn.export.frames import Picture
 from segbatch.learn.export.gate import answer, decided_from
 
 TURN_S = 0.4
@@ -115,7 +116,7 @@ def openings(
                 batch,
                 opened.alone,
                 opened.wait,
-                lambda image: answer(opened, image, model.manifest),  # type: ignore[arg-type]
+                lambda image: answer(opened, Picture.of(image), model.manifest),  # type: ignore[arg-type]
                 opened.close,
             )
 

@@ -17,6 +17,7 @@ from gpu_run import Notes
 from segbatch.infer.engine.tensorrt.driver import why_unusable
 from segbatch.infer.engine.tensorrt.fits import refuse_header
 from segbatch.infer.engine.tensorrt.flavour import Flavour, load
+from segbatch.learn.export.frames import Picture
 from segbatch.learn.export.gate import answer
 
 
@@ -53,7 +54,7 @@ def attempt(notes: Notes, work: Path, network: str, flavour: Flavour, *, tiny: b
         1,
         opened.alone,
         opened.wait,
-        lambda image: answer(opened, image, manifest),
+        lambda image: answer(opened, Picture.of(image), manifest),
     )
     found = step("run", lambda: gpu_speed.compare(contender, images, logits, manifest, frame_px))
     rate = step("time", lambda: gpu_speed.warmed(contender))

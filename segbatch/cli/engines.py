@@ -59,7 +59,11 @@ def _frame_shape(
     help="Fraction of pixels in which the masks have to agree.",
 )
 @click.option("--arch", help="Of a MODEL that is weights alone, e.g. smp-unet-resnet34.")
-@click.option("--out", type=click.Path(), help="Write into this folder  [beside MODEL]")
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="Write model and engine into this folder  [where process looks]",
+)
 @click.option(
     "--frame-shape",
     callback=_frame_shape,

@@ -29,16 +29,20 @@ from segbatch.infer.engine.artifact import (
     own_folder,
     write_artifact,
 )
+from segbatch.infer.engine.choice import choose
 from segbatch.infer.engine.compiled import MOST_KEPT
-from segbatch.infer.engine.door import open_engine
+from segbatch.infer.engine.door import open_chosen, open_engine
 from segbatch.infer.engine.machine import processor_id
 from segbatch.infer.engine.manifest import DatasetMax, Model
 from segbatch.infer.engine.models import open_model
 from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+from segbatch.infer.engine.probe import Probe, probe
+from segbatch.infer.engine.probe import _name as probe_name
 from segbatch.infer.segment import Segmentation, Segmenter
 from segbatch.learn.export.head import append_decision
 from segbatch.settings import Settings
 from tests.infer.conftest import MakeModel
+from tests.infer.networks import draw_unet
 
 LIKENESS = Likeness(
     frames="8 simulated",
@@ -356,3 +360,82 @@ def test_a_home_that_cannot_be_written_costs_only_time(
     engine = OpenVinoEngine(make_model().file, "fp32", 1, cached=True)
 
     assert logits_of(engine, (1, 1, 16, 16)).shape == (1, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "net.b.openvino-int8.engine.json",
+        "net.openvino-int8.old.engine.json",
+        "net.openvino-int4.engine.json",
+        "net.engine.json",
+    ],
+)
+def test_engines_of_another_model_are_not_this_ones(name: str, make_model: MakeModel) -> None:
+    """Beside a model counts what is named after it, an engine and a precision, and nothing more."""
+    model = complete(make_model())
+    (model.file.parent / name).write_bytes(b"{")
+
+    assert artifacts_beside(model.file.with_suffix(".json")) == []
+
+
+def test_the_remedy_names_the_model_that_the_user_named(make_model: MakeModel) -> None:
+    """Where the settings name a model, the command that makes an engine names the same."""
+    model = complete(make_model())
+    given = {"engine": "onnxruntime", "precision": "int8"}
+    settings = msgspec.convert({"model": "my nets/weights.pt", "arch": "unet", **given}, Settings)
+    with pytest.raises(EngineError, match="nothing was made") as caught:
+        choose(model, settings)
+
+    assert caught.value.remedy.startswith(
+        "segbatch export-engine 'my nets/weights.pt' --arch unet --engine onnxruntime"
+    )
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_file_that_changed_after_it_was_chosen_is_not_opened(
+    engine: str, make_model: MakeModel
+) -> None:
+    """The bytes that are given to the library are those that were verified."""
+    model = complete(make_model())
+    settings = msgspec.convert({"threads": 1, "engine": engine, "precision": "fp32"}, Settings)
+    chosen = choose(model, settings)
+    open_chosen(chosen, 1).close()
+    draw_unet(model.file, seed=91)
+
+    with pytest.raises(EngineError, match="SHA-256") as caught:
+        open_chosen(chosen, 1)
+    assert caught.value.wanted == model.manifest.sha256
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_trial_verifies_what_it_loads(engine: str, make_model: MakeModel) -> None:
+    """A network that is not the one of the hash fails its trial unread."""
+    model = complete(make_model())
+
+    assert "SHA-256" in probe(model.file, "0" * 64, engine, "fp32", 1, 4).reason
+
+
+def test_a_trial_that_failed_is_made_again(make_model: MakeModel, tmp_path: Path) -> None:
+    """What kept an engine from running once may be gone; that it ran is kept."""
+    model = complete(make_model(net={"seed": 92}))
+    sha256 = model.manifest.sha256
+    away = tmp_path / "away.onnx"
+    model.file.rename(away)
+    failed = probe(model.file, sha256, "onnxruntime", "fp32", 1, 4)
+    away.rename(model.file)
+    found = probe(model.file, sha256, "onnxruntime", "fp32", 1, 4)
+    model.file.unlink()
+
+    assert (failed.usable, found.usable) == (False, True)
+    assert probe(model.file, sha256, "onnxruntime", "fp32", 1, 4) == found
+
+
+def test_what_the_processor_cannot_is_kept(make_model: MakeModel) -> None:
+    """An answer of the processor's own is not asked for again, one of chance is."""
+    sha256 = complete(make_model(net={"seed": 93})).manifest.sha256
+    gone = Path("gone.onnx")
+    name = probe_name(sha256, "onnxruntime", "fp32")
+    for reason, lasting in (("this processor does not compute in fp32", True), ("rain", False)):
+        cache.keep(name, Probe(usable=False, reason=reason))
+        assert (probe(gone, sha256, "onnxruntime", "fp32", 1, 4).reason == reason) is lasting

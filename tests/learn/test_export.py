@@ -12,19 +12,25 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import tifffile
 from click.testing import CliRunner
 from onnx import numpy_helper
+from structlog.testing import capture_logs
 
 from segbatch.acquire.simulate import write_run
 from segbatch.cli import main
+from segbatch.errors import EngineError, UsageError
 from segbatch.infer.engine.artifact import Likeness, Verdict, own_folder, read_manifest
-from segbatch.infer.engine.choice import why_no_tensorrt
+from segbatch.infer.engine.choice import choose, why_no_tensorrt
 from segbatch.infer.engine.door import open_engine
 from segbatch.infer.engine.manifest import Model, load_model
 from segbatch.infer.engine.models import open_model
 from segbatch.infer.engine.probe import probe
+from segbatch.infer.engine.tensorrt import fitting
+from segbatch.infer.engine.tensorrt.device import DeviceMemoryError
 from segbatch.infer.segment import Segmenter
-from segbatch.learn.export.candidates import Offer, make
+from segbatch.learn.export.candidates import Offer, make, offered
+from segbatch.learn.export.command import rebuild_wish
 from segbatch.learn.export.exporting import Entry, best_of, export_engine
 from segbatch.learn.export.frames import gather
 from segbatch.settings import Settings
@@ -147,7 +153,7 @@ def test_a_precision_that_overflows_is_refused(make_model: MakeModel, tmp_path: 
 def test_own_frames_calibrate_and_judge(make_model: MakeModel, tmp_path: Path) -> None:
     """Frames that are named are read, half to calibrate and half to compare."""
     write_run(tmp_path / "run", 6, 1, height_px=96, width_px=128)
-    model = complete(make_model())
+    model = complete(make_model(threshold=0.01))
     answer = call(
         str(model.file),
         "--frames",
@@ -196,7 +202,7 @@ def test_int8_asks_for_frames(make_model: MakeModel) -> None:
 def test_rebuild_mends_what_was_broken(make_model: MakeModel, tmp_path: Path) -> None:
     """An engine whose file was damaged is made again in its place by the command it names."""
     write_run(tmp_path / "run", 2, 1, height_px=96, width_px=128)
-    model = complete(make_model())
+    model = complete(make_model(threshold=0.01))
     wanted = ("--engine", "openvino", "--precision", "int8", "--tolerance", "0.5", "--force")
     wanted += ("--frames", str(tmp_path / "run"))
     manifest_file = Path(call(str(model.file), *SHAPE, *wanted)["written"])
@@ -376,3 +382,127 @@ def test_without_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     done = call(code=2)
 
     assert "segbatch[learn]" in done.output
+
+
+def test_an_engine_of_a_network_from_elsewhere_is_taken_by_itself(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    """Of a file without a manifest the engine goes where `process` looks when it is named again."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    source = folder / "plain.onnx"
+    source.write_bytes(make_model(net={"seed": 41}).file.read_bytes())
+    options = [*SHAPE, "--engine", "openvino", "--precision", "fp32", "--force"]
+    done = CliRunner().invoke(main, ["export-engine", str(source), *options])
+    model = open_model(source)
+    settings = msgspec.convert(
+        {"threads": 1, "model": str(source), "precision": "fp32", "engine": "openvino"}, Settings
+    )
+
+    assert done.exit_code == 0, done.output
+    assert f"segbatch process FOLDER --model {source}\n" in done.stdout
+    assert "--out DIR makes a folder" in done.stdout
+    assert names(folder) == {"plain.onnx"}
+    assert choose(model, settings).artifact is not None
+
+
+def test_out_makes_a_folder_of_a_network_from_elsewhere(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    """With --out model and engine stand together, and the line to use them names that folder."""
+    source = tmp_path / "plain.onnx"
+    source.write_bytes(make_model(net={"seed": 42}).file.read_bytes())
+    out = tmp_path / "made"
+    options = [*SHAPE, "--precision", "fp32", "--force", "--out", str(out)]
+    done = CliRunner().invoke(main, ["export-engine", str(source), *options])
+
+    assert done.exit_code == 0, done.output
+    assert f"--model {out / 'plain.json'}" in done.stdout
+    assert "cache folder" not in done.stdout
+    assert {"plain.json", "plain.onnx"} < names(out)
+
+
+def test_a_folder_of_another_model_is_refused_before_anything_is_built(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    """What could not be written in the end is not made, compared and timed first."""
+    model = complete(make_model())
+    out = tmp_path / "other"
+    out.mkdir()
+    (out / "net.onnx").write_bytes(b"another network")
+    material = gather(model, None, (96, 128))
+    with capture_logs() as lines, pytest.raises(UsageError, match="another network"):
+        export_engine(
+            model, material, out, Offer([[("openvino", "fp32")]], {}), tolerance=0.999, force=True
+        )
+
+    assert not [line for line in lines if line["event"] == "tried"]
+
+
+def test_rebuild_makes_the_flavour_that_it_was(make_model: MakeModel) -> None:
+    """An engine of one flavour of TensorRT is not made again as the other."""
+    model = complete(make_model())
+    either, exact = (
+        declined_kinds(model, exact=False),
+        declined_kinds(model, exact=True),
+    )
+    wish = rebuild_wish(model.file.with_name("net.tensorrt-fp16.engine.json"))
+
+    assert either == {"tensorrt", "tensorrt_rtx"}
+    assert exact == {"tensorrt"}
+    assert wish.exact
+
+
+def declined_kinds(model: Model, *, exact: bool) -> set[str]:
+    """Return the engines that are tried or declined where ``tensorrt`` is asked for."""
+    try:
+        offer = offered(model, "tensorrt", "fp16", calibrates=False, exact=exact)
+    except EngineError as error:
+        return {said.split()[0] for said in error.got.split("; ") if "not offered" in said}
+    return {kind[0] for kind in (*offer.declined, *(k for group in offer.groups for k in group))}
+
+
+@needs_rtx
+def test_an_engine_without_room_on_the_gpu_is_refused_when_it_is_made(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was built is opened where there is a GPU (here a fake one, full), once and at once."""
+    model = complete(make_model())
+    material = gather(model, None, (96, 128))
+    asked: list[Any] = []
+
+    def full(artifact: Any) -> None:
+        asked.append(artifact.manifest.input_shape)
+        raise DeviceMemoryError("no room", "more of it")
+
+    monkeypatch.setattr(fitting, "why_unusable", lambda _flavour: None)
+    monkeypatch.setattr(fitting, "TensorRtEngine", full)
+    with pytest.raises(DeviceMemoryError, match="no room"):
+        make(model, ("tensorrt_rtx", "fp32"), material, tmp_path, [])
+
+    assert asked == [(1, 1, 96, 128)]
+
+
+def test_int8_is_refused_where_frames_hold_no_objects(tmp_path: Path) -> None:
+    """Frames of background alone do not show what INT8 loses, so it is not made of them."""
+    for number in range(2):
+        tifffile.imwrite(tmp_path / f"{number}.tif", np.zeros((96, 128), np.uint16))
+    asked = ("--frames", str(tmp_path), "--engine", "openvino", "--out", str(tmp_path / "out"))
+
+    assert "0 px of objects" in call(*asked, "--precision", "int8", code=3).output
+    answer = call(*asked)
+    assert "int8" not in Path(answer["written"]).name
+
+
+def test_a_new_folder_is_made_whole_whatever_stands_elsewhere(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    """`--out` makes a folder of model and engine although there is an engine beside the model."""
+    model = complete(make_model(threshold=0.01))
+    write_run(tmp_path / "run", 4, 1, height_px=96, width_px=128)
+    asked = (str(model.file), "--frames", str(tmp_path / "run"), "--tolerance", "0.5", "--force")
+    call(*asked, "--precision", "int8")
+    for number in range(3):
+        call(*asked[:-1], "--out", str(tmp_path / f"out{number}"))
+
+        assert {"net.json", "net.onnx"} <= names(tmp_path / f"out{number}")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from segbatch.acquire.simulate import write_run
 from segbatch.errors import ModelError
 from segbatch.infer.engine.artifact import Likeness
 from segbatch.infer.engine.likeness import Answer, judge, least_iou, likeness
+from segbatch.infer.engine.models import open_model
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
-from segbatch.learn.export.gate import worse_than
+from segbatch.learn.export.frames import Picture, gather
+from segbatch.learn.export.gate import answer, worse_than
+from segbatch.learn.export.head import append_decision
 from segbatch.learn.export.layers import parting
 from segbatch.learn.export.precision import activation_range, to_fp16, to_int8
 from tests.infer.conftest import MakeModel
@@ -262,3 +272,61 @@ def test_reference_is_the_network_itself(make_model: MakeModel) -> None:
     engine.close()
 
     np.testing.assert_allclose(got, run(model.file.read_bytes(), IMAGES[0]), atol=1e-5)
+
+
+def test_half_precision_is_filled_as_the_service_fills_it() -> None:
+    """Counts beyond what half precision holds are clipped, as in the service, and not infinite."""
+    counts = np.full((60, 61), 65535, np.uint16)
+    picture = Picture(counts, 0.0, 2.0, (1, 1, 64, 64))
+    out = np.empty((2, 1, 64, 64), np.float16)
+    picture.fill(out)
+
+    assert np.all(out == np.float16(65504))
+    assert np.all(picture.values() == np.float32(131070))
+
+
+class Deciding:
+    """A deciding engine whose lent places work once, as a GPU's may: ONNX Runtime's otherwise."""
+
+    name, version, precision, input_shape, decides = "once", "1", "fp32", None, True
+
+    def __init__(self, file: Path) -> None:
+        self.within = OnnxRuntimeEngine(file, 1)
+
+    @contextmanager
+    def request(self, shape: Any, streams: int) -> Iterator[Any]:
+        """Lend a place that forgets its input when it has run."""
+        with self.within.request(shape, streams) as request:
+            run = {"infer": request.infer, "decide": request.decide}
+
+            def once(what: str) -> Any:
+                return run.pop(what)() if len(run) == 2 else pytest.fail("run twice")
+
+            yield SimpleNamespace(
+                input=request.input, infer=lambda: once("infer"), decide=lambda: once("decide")
+            )
+
+
+def test_a_place_is_asked_once(make_model: MakeModel, tmp_path: Path) -> None:
+    """Logits and masks of an engine that decides come from two places, each filled anew."""
+    model = make_model()
+    head = append_decision(onnx.load(model.file), stride=4, threshold=0.5)
+    onnx.save(head, tmp_path / "head.onnx")
+    plain = OnnxRuntimeEngine(model.file, 1)
+    picture = Picture.of(IMAGES[0])
+    found = answer(Deciding(tmp_path / "head.onnx"), picture, model.manifest)  # type: ignore[arg-type]
+    wanted = answer(plain, picture, model.manifest)
+    plain.close()
+
+    assert likeness("", [wanted], [found]).mask_agreement > 0.9999
+
+
+def test_calibration_patches_are_of_one_shape(make_model: MakeModel, tmp_path: Path) -> None:
+    """Frames smaller than a patch, of several sizes, still calibrate INT8."""
+    model = open_model(make_model().file)
+    for name, rows, columns in (("a", 96, 128), ("b", 270, 64), ("c", 64, 300), ("d", 33, 57)):
+        write_run(tmp_path / "run" / name, 1, 1, height_px=rows, width_px=columns)
+    material = gather(model, tmp_path / "run", None)
+
+    assert {patch.shape for patch in material.calibration} == {(1, 1, 256, 256)}
+    assert to_int8(model.file.read_bytes(), material.calibration)

@@ -26,6 +26,12 @@ from segbatch.errors import ModelError
 from segbatch.infer.engine.models import open_model
 from segbatch.learn.intake import load_network
 from segbatch.learn.intake.__main__ import main
+from segbatch.learn.intake.bioimageio.describe import Description, Operation, Tensor
+from segbatch.learn.intake.bioimageio.steps import honour_after, honour_before
+from segbatch.learn.intake.facts import Facts
+from segbatch.learn.intake.forms.script_code import OddError
+from segbatch.learn.intake.forms.script_graph import look_at_graphs
+from segbatch.learn.intake.forms.torchscript import looked_at
 from segbatch.learn.nets import Architecture, build
 from tests.infer.networks import draw_unet
 
@@ -284,6 +290,105 @@ def test_torchscript_that_does_more_than_compute_is_refused(line: str, tmp_path:
     assert not (tmp_path / "ran").exists()
 
 
+EVIL = 'zzz(input, "FILE")'
+OWN = "def zzz(self, a: Tensor, b: str) -> Tensor:\n    return a"
+
+
+@pytest.mark.parametrize(
+    ("lines", "method"),
+    [
+        (['zzz = getattr(ops.aten, "save")', EVIL], OWN),
+        (["zzz = ops.aten.save", EVIL], OWN),
+        (["zzz = torch.save", EVIL], OWN),
+        (["zzz = input.save", 'zzz("FILE")'], OWN),
+        (["len = input.save", 'len("FILE")'], ""),
+        (['_0 = getattr(input, "save")', '_0("FILE")'], ""),
+        (['(getattr(input, "save"))("FILE")'], ""),
+        (["zzz, yyy = ops.aten.save, 1", EVIL], OWN),
+        (["zzz = (ops.aten.save, 1)", '(zzz)[0](input, "FILE")'], OWN),
+        (["zzz: Tensor = ops.aten.save", EVIL], OWN),
+        (["o = ops", 'o.aten.save(input, "FILE")'], "def save(self) -> int:\n    return 1"),
+        (["a = ops.aten", 'a.save(input, "FILE")'], "def save(self) -> int:\n    return 1"),
+        (["ops = torch", "ops.aten.relu(input)"], ""),
+        (["zzz = __torch__.torch", "zzz.classes.quantized.zzz()"], OWN),
+        (["_0 = annotate(__torch__.torch.classes.a.B, input)"], ""),
+        (["_0 = __torch__.other.function(input)"], ""),
+        (["_0 = [zzz(input, 'FILE') for zzz in (ops.aten.save,)]"], OWN),
+        (["for zzz in [ops.aten.save]:", f"  {EVIL}"], OWN),
+        (["def zzz(a: Tensor, b: str) -> Tensor:", "  return a", EVIL], ""),
+        (["_0 = input"], "def zzz(self, f: Tensor = ops.aten.save) -> int:\n    return 1"),
+        (["_0 = input"], "def __setstate__(self, state: Tensor) -> None:\n    return None"),
+        (["_0 = input"], '__forward_hooks__ = ["forward", ]'),
+        (["_0 = input"], "@property\n  def zzz(self) -> int:\n    return 1"),
+        (['#+AAo-    """', "ops.aten.save(input, 'FILE')", '#"""'], "coding: utf-7"),
+        (["_0 = input  # \u00e9"], ""),
+        (['"""', 'ops.aten.save(input, "FILE")', '"""'], ""),
+    ],
+)
+def test_torchscript_cannot_hide_what_it_calls(
+    lines: list[str], method: str, tmp_path: Path
+) -> None:
+    """No other name, form or spelling leads a TorchScript file to an operator on files."""
+    head = "# coding: utf-7\n" if method.startswith("coding") else ""
+    changed = []
+
+    def change(name: str, content: bytes) -> bytes:
+        code = content.decode() if name.endswith(".py") else ""
+        if found := re.search(r"def forward\(self: [^,]+,\s*(\w+): Tensor\) -> Tensor:\n", code):
+            evil = "".join(f"    {line}\n" for line in lines)
+            evil = evil.replace("FILE", str(tmp_path / "ran")).replace("input", found[1])
+            own = f"  {method}\n" if method and not head else ""
+            code = f"{head}{code[: found.end()]}{evil}{code[found.end() :].rstrip()}\n{own}"
+            changed.append(name)
+        return code.encode() or content
+
+    evil = rewritten(scripted(tmp_path), tmp_path / "net.pt", change)
+    refused(evil, tmp_path, "TorchScript with")
+
+    assert changed
+    assert not (tmp_path / "ran").exists()
+
+
+def test_torchscript_is_loaded_as_it_was_understood(tmp_path: Path) -> None:
+    """Torch is given code without comments, which it and the look at it could read differently."""
+
+    def change(name: str, content: bytes) -> bytes:
+        return content + b"# a comment\n" if name.endswith(".py") else content
+
+    source = rewritten(scripted(tmp_path), tmp_path / "net.pt", change)
+    with zipfile.ZipFile(looked_at(source)) as archive:
+        code = [archive.read(name) for name in archive.namelist() if name.endswith(".py")]
+
+    assert code
+    assert not any(b"#" in each for each in code)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'ops.aten.save(input, "FILE")',
+        'input = torch.add(input, torch.from_file("/etc/passwd", False, 10))',
+        "print(input)",
+        'if bool(torch.gt(torch.sum(input), 0)):\n      ops.aten.save(input, "FILE")',
+    ],
+)
+def test_what_torch_made_of_a_script_is_looked_at_again(line: str, tmp_path: Path) -> None:
+    """An operator that reached the loaded graph is refused there, before anything is run."""
+
+    def change(name: str, content: bytes) -> bytes | None:
+        code = content.decode() if name.endswith(".py") else ""
+        if found := re.search(r"def forward\(self: [^,]+,\s*(\w+): Tensor\) -> Tensor:\n", code):
+            evil = line.replace("FILE", str(tmp_path / "ran")).replace("input", found[1])
+            return f"{code[: found.end()]}    {evil}\n{code[found.end() :]}".encode()
+        return None if name.endswith(".debug_pkl") else content
+
+    look_at_graphs(torch.jit.load(scripted(tmp_path)))
+    evil = torch.jit.load(rewritten(scripted(tmp_path), tmp_path / "net.pt", change))
+
+    with pytest.raises(OddError, match="in method forward"):
+        look_at_graphs(evil)
+
+
 def test_torchscript_with_other_files_of_code_is_refused(tmp_path: Path) -> None:
     """Every file of an archive's code is read; one of another kind is refused by its name."""
     evil = rewritten(scripted(tmp_path), tmp_path / "net.pt", lambda _, content: content)
@@ -293,16 +398,27 @@ def test_torchscript_with_other_files_of_code_is_refused(tmp_path: Path) -> None
     refused(evil, tmp_path, "odd.so")
 
 
-def test_torchscript_with_objects_of_libraries_is_refused(tmp_path: Path) -> None:
-    """An object of one of torch's own classes in an archive's data is not made."""
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02c__torch__.torch.classes.evil\nThing\n)\x81.",
+        b"\x80\x02c__torch__.torch\nclasses.evil.Thing\n)\x81.",
+        b"\x80\x02c__torch__\ntorch.classes.evil.Thing\n)\x81.",
+        b"\x80\x02c__torch__.not_of_the_archive\nThing\n)\x81.",
+        b"\x80\x02cos\nsystem\n)R.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93)R.",
+        b"\x80\x02(]X\x22\x00\x00\x00List[__torch__.torch.classes.ev.il]t.",
+        b"\x80\x02X\xff",
+    ],
+)
+def test_torchscript_with_objects_of_libraries_is_refused(content: bytes, tmp_path: Path) -> None:
+    """An object that is none of the archive's own classes is not made, however it is spelled."""
     source = scripted(tmp_path)
 
-    def change(name: str, content: bytes) -> bytes:
-        if name.endswith("constants.pkl"):
-            return b"\x80\x02c__torch__.torch.classes.evil\nThing\n)\x81."
-        return content
+    def change(name: str, before: bytes) -> bytes:
+        return content if name.endswith("constants.pkl") else before
 
-    refused(rewritten(source, tmp_path / "net.pt", change), tmp_path, "torch.classes")
+    refused(rewritten(source, tmp_path / "net.pt", change), tmp_path, "TorchScript with")
 
 
 def test_torchscript_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,6 +515,131 @@ def test_programs_with_other_operators_are_refused(target: str, tmp_path: Path) 
         return content
 
     refused(rewritten(program(tmp_path), tmp_path / "net.pt2", change), tmp_path, target)
+
+
+CODE = "alpha = (open('FILE', 'w').write('x') and 1)) #"
+
+
+def changed_program(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write an exported program with another graph."""
+
+    def rewrite(name: str, content: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return content
+        whole = json.loads(content)
+        change(whole["graph_module"])
+        return json.dumps(whole).encode()
+
+    return rewritten(program(folder), folder / "net.pt2", rewrite)
+
+
+@pytest.mark.parametrize("name", [CODE, "class", "a b", "", "no_such_argument", "x=1,y", 7, None])
+@pytest.mark.parametrize("on_sizes", [False, True])
+def test_a_program_cannot_name_keywords(name: Any, on_sizes: bool, tmp_path: Path) -> None:
+    """A keyword that is no argument of its operator is refused, and becomes no code."""
+    file = str(tmp_path / "ran")
+    evil = name.replace("FILE", file) if isinstance(name, str) else name
+
+    def change(module: dict[str, Any]) -> None:
+        node = module["graph"]["nodes"][0]
+        if on_sizes:
+            node["target"] = "_operator.add"
+        node["inputs"].append({"name": evil, "kind": 2, "arg": {"as_none": True}})
+
+    refused(changed_program(tmp_path, change), tmp_path, "net.pt2")
+
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"as_int": CODE},
+        {"as_int": {CODE: 1}},
+        {"as_ints": [1, CODE]},
+        {"as_float": CODE},
+        {"as_bool": CODE},
+        {"as_string": CODE},
+        {"as_strings": [CODE]},
+        {"as_scalar_type": CODE},
+        {"as_name": CODE},
+        {"as_operator": CODE},
+        {"as_expr": CODE},
+    ],
+)
+def test_a_program_cannot_spell_values(value: dict[str, Any], tmp_path: Path) -> None:
+    """A value that is not of the kind it says, or a word with quotes, is refused."""
+
+    def change(module: dict[str, Any]) -> None:
+        module["graph"]["nodes"][0]["inputs"][-1]["arg"] = value
+
+    refused(changed_program(tmp_path, change), tmp_path, "net.pt2")
+
+
+@pytest.mark.parametrize("name", ["__class__", "__init__", "overloads", "name", "\u00e9"])
+def test_a_program_calls_operators_only(name: str, tmp_path: Path) -> None:
+    """An attribute of an operator that is no operator itself is not called."""
+
+    def change(module: dict[str, Any]) -> None:
+        module["graph"]["nodes"][0]["target"] = f"torch.ops.aten.add.{name}"
+
+    refused(changed_program(tmp_path, change), tmp_path, "net.pt2")
+
+
+def test_names_of_a_program_become_no_code(tmp_path: Path) -> None:
+    """Values, weights and inputs may be called anything: those names are never written."""
+
+    def renamed(said: Any) -> Any:
+        if isinstance(said, dict):
+            return {
+                key: CODE.replace("FILE", str(tmp_path / "ran")) + str(each)
+                if key == "name" and isinstance(each, str) and "kind" not in said
+                else renamed(each)
+                for key, each in said.items()
+            }
+        return [renamed(each) for each in said] if isinstance(said, list) else said
+
+    def change(module: dict[str, Any]) -> None:
+        module.update(renamed(module))
+
+    load_network(changed_program(tmp_path, change), tmp_path / "out")
+
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("clip", {"min": "a"}),
+        ("clip", {"max": [1]}),
+        ("scale_linear", {"gain": "a"}),
+        ("scale_linear", {"gain": 0}),
+        ("scale_linear", {"gain": float("nan")}),
+        ("scale_linear", {"gain": 1e-320, "offset": 1.0}),
+        ("scale_linear", {"gain": [], "offset": 10**400}),
+        ("zero_mean_unit_variance", {"mode": "fixed", "mean": 1, "std": 0, "eps": 0}),
+        ("zero_mean_unit_variance", {"mode": "fixed", "mean": "a", "std": 1}),
+        ("fixed_zero_mean_unit_variance", {"mean": 1, "std": 0}),
+        ("fixed_zero_mean_unit_variance", {"mean": [], "std": []}),
+        ("zero_mean_unit_variance", {"eps": "a"}),
+        ("zero_mean_unit_variance", {"axes": 5}),
+        ("scale_range", {"min_percentile": "a"}),
+        ("scale_range", {"eps": {}}),
+        ("binarize", {"threshold": "a"}),
+        ("binarize", {}),
+    ],
+)
+def test_steps_of_a_package_hold_numbers(name: str, given: dict[str, Any]) -> None:
+    """A step with anything else than a number where one is needed is refused by its name."""
+    end = Tensor("a", None, None, [Operation(name, given)], [], None)
+    told = Description("told", "0.5", "net", [], end, end, 1, 0, {}, {})
+    honours = (honour_after,) if name == "binarize" else (honour_before,)
+    if name == "clip":
+        honours = (honour_before, honour_after)
+
+    for honour in honours:
+        with pytest.raises(ModelError, match=f"step {name}"):
+            honour(told, Facts("", "", []))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF\x02\x01", b"PK\x03\x04", b"\x89HDF"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,36 @@ def test_a_file_that_is_no_engine_is_refused(own_cache: Path) -> None:
 
     assert done.exit_code == 3
     assert "no engine's manifest" in done.output
+
+
+@pytest.mark.parametrize("kind", [("openvino", "int8"), ("openvino", "fp32")])
+def test_an_engine_that_was_tampered_with_fails(
+    kind: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that was made and is refused is no engine that was not offered: exit code 3."""
+    folder = own_folder("beads", open_model("").manifest.sha256)
+    where = leave(folder)
+    (folder / "beads.openvino-int8.onnx").write_bytes(b"tampered")
+    where.rename(folder / f"beads.{'-'.join(kind)}.engine.json")
+    monkeypatch.setattr(selftest, "KINDS", (selftest.KINDS[0], kind))
+    line = run("selftest", code=3)["engines"][1]
+
+    assert line["outcome"] == "failed"
+    assert "SHA-256" in line["why"]
+    assert "--rebuild" in line["why"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals that end a process")
+def test_a_trial_that_died_fails(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine whose trial ends its process ought to run here and does not: exit code 3."""
+    python = own_cache / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *openvino*) kill -SEGV $$;; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(selftest, "KINDS", (*selftest.KINDS[:1], ("openvino", "fp32")))
+    line = run("selftest", code=3)["engines"][1]
+
+    assert line["outcome"] == "failed"
+    assert "died of signal 11" in line["why"]

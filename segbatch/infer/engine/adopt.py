@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def adopt(source: Path, arch: str = "") -> Path:
     """Return the manifest of a network from elsewhere, taken in now or on an earlier day.
 
     Kept in the user's cache folder under the hash of ``source`` and ``arch``, the architecture of
-    weights, and good as long as every file that was read then has the same content.
+    weights, and below that under the hashes of all files that were read: the same description
+    may lie beside other weights elsewhere. What is kept whole is never removed.
 
     Raises
     ------
@@ -46,7 +48,7 @@ def adopt(source: Path, arch: str = "") -> Path:
     folder = cache_folder() / "models" / _key(main, arch)
     manifest_file = _known(folder, main)
     if manifest_file is None:
-        manifest_file = _take_in(source, main, folder, arch)
+        manifest_file = _take_in(source, folder, arch)
     manifest = load_model(manifest_file).manifest
     if manifest.source is not None and manifest.source.assumed:
         log.warning(
@@ -73,7 +75,12 @@ def _main_file(source: Path) -> Path:
 
 
 def _key(main: Path, arch: str) -> str:
-    return hashlib.sha256(f"{__version__} {_sha256(main)} {arch}".encode()).hexdigest()[:32]
+    """Return what a source is before it was read; a model is called after its file."""
+    return _hash([__version__, main.name, _sha256(main), arch])
+
+
+def _hash(told: list[str]) -> str:
+    return hashlib.sha256("\0".join(told).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _sha256(file: Path) -> str:
@@ -86,7 +93,7 @@ def _sha256(file: Path) -> str:
 
 def _known(folder: Path, main: Path) -> Path | None:
     """Return the manifest that was kept, None where there is none of the same files."""
-    for manifest_file in sorted(folder.glob("*.json")):
+    for manifest_file in sorted(folder.glob("*/*.json")):
         try:
             manifest = load_model(manifest_file).manifest
             if manifest.source is not None and _unchanged(manifest.source.files, main):
@@ -104,7 +111,7 @@ def _unchanged(files: dict[str, str], main: Path) -> bool:
     )
 
 
-def _take_in(source: Path, main: Path, folder: Path, arch: str) -> Path:
+def _take_in(source: Path, folder: Path, arch: str) -> Path:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -114,18 +121,15 @@ def _take_in(source: Path, main: Path, folder: Path, arch: str) -> Path:
         )
     log.info("model is taken in", model=str(source))
     began = time.monotonic()
-    made = Path(tempfile.mkdtemp(prefix=".taking-in-", dir=_room(folder.parent)))
+    made = Path(tempfile.mkdtemp(prefix=".taking-in-", dir=_room(folder)))
     try:
-        manifest_file = _run(source, made, arch)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
-    except OSError:  # another process was faster
-        if (known := _known(folder, main)) is None:
-            raise StorageError(f"{folder} cannot be written", "a folder to write to") from None
-        return known
+        manifest_file = _publish(_run(source, made, arch), folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}", "a folder to write to"
+        ) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    manifest_file = folder / manifest_file.name
     manifest = load_model(manifest_file).manifest
     log.info(
         "model taken in",
@@ -138,6 +142,24 @@ def _take_in(source: Path, main: Path, folder: Path, arch: str) -> Path:
         seconds=round(time.monotonic() - began, 1),
     )
     return manifest_file
+
+
+def _publish(made: Path, folder: Path) -> Path:
+    """Move a model to where it is kept, or return the same one of a process that was faster."""
+    source = load_model(made).manifest.source
+    read = [each for pair in source.files.items() for each in pair] if source else []
+    kept = folder / _hash(read) / made.name
+    try:
+        made.parent.rename(kept.parent)
+    except OSError:
+        try:
+            load_model(kept)
+        except ModelError:
+            # Damaged. It stays, because another process may be putting it right: what is
+            # removed between a look and the removal could be whole by then.
+            kept = folder / f"{kept.parent.name}{made.parent.parent.name}" / made.name
+            made.parent.rename(kept.parent)
+    return kept
 
 
 def _room(wanted: Path) -> Path:
@@ -154,11 +176,20 @@ def _room(wanted: Path) -> Path:
 
 def _run(source: Path, folder: Path, arch: str) -> Path:
     """Run the learning room's command and return the manifest that it wrote."""
-    command = [sys.executable, "-m", "segbatch.learn.intake", str(source.absolute()), str(folder)]
+    model, temporary = folder / "model", folder / "tmp"
+    temporary.mkdir()
+    # Neither modules of the current folder, nor temporary files that outlive an ended process.
+    command = [sys.executable, "-P", "-m", "segbatch.learn.intake"]
+    command += [str(source.absolute()), str(model)]
     command += ["--memory-gib", str(MEMORY_GIB), *(["--arch", arch] if arch else [])]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},
         )
     except subprocess.TimeoutExpired as error:
         raise ModelError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -158,14 +158,15 @@ def rebuild_command(manifest_file: Path) -> str:
 def artifacts_beside(model_manifest: Path) -> list[Path]:
     """Return the manifests of the engines that were made of a model, in the order of their names.
 
-    They are not read: one that is broken or fits another machine is named all the same.
+    They are not read: one that is broken or fits another machine is named all the same. Those
+    of ``a.b`` are none of ``a``.
     """
-    stem = model_manifest.stem
-    return sorted(
-        path
-        for path in model_manifest.parent.glob(f"*{SUFFIX}")
-        if path.name.startswith(f"{stem}.")
-    )
+    names = {
+        manifest_path(model_manifest, engine, precision).name
+        for engine in get_args(Flavour)
+        for precision in get_args(Precision)
+    }
+    return sorted(path for path in model_manifest.parent.glob(f"*{SUFFIX}") if path.name in names)
 
 
 def read_manifest(manifest_file: Path) -> EngineManifest:
@@ -217,6 +218,35 @@ def load_artifact(manifest_file: Path) -> Artifact:
     if found != manifest.sha256:
         raise EngineError(f"engine {file} has SHA-256 {found}", manifest.sha256, rebuild)
     return Artifact(manifest, manifest_file, file)
+
+
+def read_verified(file: Path, sha256: str = "") -> bytes:
+    """Return a file's content, so that what was verified is what a library is given.
+
+    Parameters
+    ----------
+    file
+        A network or an engine.
+    sha256
+        Of the content that is meant; empty where nobody knows.
+
+    Raises
+    ------
+    EngineError
+        It cannot be read, or is another.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise EngineError(f"network {file}: {error.strerror}", "a readable file") from error
+    found = hashlib.sha256(content).hexdigest() if sha256 else ""
+    if found != sha256:
+        raise EngineError(
+            f"network {file} has SHA-256 {found}",
+            sha256,
+            "put back the file its manifest was written for, or export it again",
+        )
+    return content
 
 
 def write_artifact(manifest: EngineManifest, manifest_file: Path) -> None:

@@ -7,6 +7,7 @@ precision passed the gate on this processor.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,11 +47,15 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An engine, a precision, the file that it opens, and what a trial of it showed."""
+    """An engine, a precision, the file that it opens, and what a trial of it showed.
+
+    ``sha256`` is that of the file, verified once more on the bytes that are opened.
+    """
 
     engine: str
     precision: str
     file: Path
+    sha256: str
     trial: Probe
     why: str
     artifact: Artifact | None = None
@@ -73,14 +78,13 @@ def choose(model: Model, settings: Settings) -> Choice:
     made, refused = _made(model, settings)
     for choice in made:
         return choice
-    engine, precision = settings.engine, settings.precision
     built_in = any(_named(settings, *kind) for kind in BUILT_IN)
     if refused and not built_in:
         raise refused[0]
     for each in refused:
         log.warning("an engine made beforehand is left out", why=str(each))
     if not built_in:
-        raise _not_made(model, engine, precision)
+        raise _not_made(model, settings)
     return _built_in(model, settings)
 
 
@@ -172,7 +176,15 @@ def _made(model: Model, settings: Settings) -> tuple[list[Choice], list[EngineEr
         if trial.usable:
             why = f"passed the gate, {_ms(artifact):.1f} ms a frame at export"
             choices.append(
-                Choice(manifest.engine, manifest.precision, artifact.file, trial, why, artifact)
+                Choice(
+                    manifest.engine,
+                    manifest.precision,
+                    artifact.file,
+                    manifest.sha256,
+                    trial,
+                    why,
+                    artifact,
+                )
             )
             break
         refused.append(
@@ -213,7 +225,8 @@ def _faster_built_in(model: Model, settings: Settings, made: EngineManifest) -> 
             yield f"{engine} {precision}"
 
 
-def _not_made(model: Model, engine: str, precision: str) -> EngineError:
+def _not_made(model: Model, settings: Settings) -> EngineError:
+    engine, precision = settings.engine, settings.precision
     options = "".join(
         f" --{key} {value}"
         for key, value in (("engine", engine), ("precision", precision))
@@ -226,7 +239,10 @@ def _not_made(model: Model, engine: str, precision: str) -> EngineError:
             "use --precision fp32, or --engine openvino",
         )
     named = f"{'any engine' if engine == 'auto' else engine}, precision {precision}"
-    named_model = "" if model.file.parent == SHIPPED.parent else f" {_manifest_file(model)}"
+    # A model that was taken in lies in a cache folder that the user never named.
+    words = [settings.model or str(_manifest_file(model))]
+    words += ["--arch", settings.arch] if settings.arch else []
+    named_model = "" if model.file.parent == SHIPPED.parent else f" {shlex.join(words)}"
     return EngineError(
         f"nothing was made of model {model.manifest.name} for {named}",
         "an engine made beforehand, beside the model",
@@ -238,13 +254,13 @@ def _built_in(model: Model, settings: Settings) -> Choice:
     """Choose among the engines that run the network itself."""
     if settings.engine == "onnxruntime":
         return _reference(model, "named in the settings")
-    wanted = settings.precision
+    wanted, sha256 = settings.precision, model.manifest.sha256
     if wanted in ("bf16", "fp16"):
         trial = trial_of(model, "openvino", wanted)
         if trial.usable:
             if not _passed(model.manifest, "openvino", wanted):
                 log.warning("precision was not compared on this model", precision=wanted)
-            return Choice("openvino", wanted, model.file, trial, "named in the settings")
+            return Choice("openvino", wanted, model.file, sha256, trial, "named in the settings")
     else:
         trial = trial_of(model, "openvino", "fp32")
         if trial.usable:
@@ -261,7 +277,7 @@ def _built_in(model: Model, settings: Settings) -> Choice:
 
 def _openvino(model: Model, wanted: str, trial: Probe) -> Choice:
     """Choose the precision where OpenVINO works in fp32."""
-    gated = _passed(model.manifest, "openvino", "bf16")
+    gated, sha256 = _passed(model.manifest, "openvino", "bf16"), model.manifest.sha256
     why = "named"
     if wanted == "auto":
         why = "bf16 has not passed the parity gate on this model"
@@ -271,8 +287,8 @@ def _openvino(model: Model, wanted: str, trial: Probe) -> Choice:
             fast = trial_of(model, "openvino", "bf16")
             why = "fastest that passed the parity gate" if fast.usable else "bf16 failed"
             if fast.usable:
-                return Choice("openvino", "bf16", model.file, fast, why)
-    return Choice("openvino", "fp32", model.file, trial, why)
+                return Choice("openvino", "bf16", model.file, sha256, fast, why)
+    return Choice("openvino", "fp32", model.file, sha256, trial, why)
 
 
 def _reference(model: Model, why: str) -> Choice:
@@ -281,7 +297,7 @@ def _reference(model: Model, why: str) -> Choice:
         raise EngineError(
             f"ONNX Runtime cannot run {model.file}: {trial.reason}", "a network that runs"
         )
-    return Choice("onnxruntime", "fp32", model.file, trial, why)
+    return Choice("onnxruntime", "fp32", model.file, model.manifest.sha256, trial, why)
 
 
 def _passed(manifest: Manifest, engine: str, precision: str) -> bool:

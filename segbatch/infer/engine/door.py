@@ -132,11 +132,12 @@ def open_chosen(chosen: Choice, threads: int, memory_bytes: float = float("inf")
             memory_bytes,
             chosen.trial.bytes_per_px,
             cached=True,
+            sha256=chosen.sha256,
         )
     if chosen.engine == "onnxruntime":
         from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(chosen.file, threads, chosen.precision)
+        return OnnxRuntimeEngine(chosen.file, threads, chosen.precision, sha256=chosen.sha256)
     if chosen.artifact is None:
         raise EngineError(
             f"{chosen.engine} without an engine that was built", "one beside the model", REMEDY

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segbatch.errors import EngineError
+from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.decided import DECIDED, Decided
 
 if TYPE_CHECKING:
@@ -32,17 +33,22 @@ class OnnxRuntimeEngine:
         Processor threads for all requests together.
     precision
         ``fp32``, or ``int8`` for a network that was quantised.
+    sha256
+        Of the network that is meant, verified on the bytes that are loaded; empty where nobody
+        knows.
 
     Raises
     ------
     EngineError
-        The file cannot be loaded.
+        The file is another, or cannot be loaded: its weights have to be in it.
     """
 
     name = "onnxruntime"
     input_shape: Shape | None = None
 
-    def __init__(self, network: Path, threads: int, precision: str = "fp32") -> None:
+    def __init__(
+        self, network: Path, threads: int, precision: str = "fp32", *, sha256: str = ""
+    ) -> None:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as states
 
@@ -53,7 +59,6 @@ class OnnxRuntimeEngine:
             states.InvalidArgument,
             states.InvalidGraph,
             states.InvalidProtobuf,
-            states.NoSuchFile,
             states.NotImplemented,
             states.RuntimeException,
         )
@@ -69,8 +74,10 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(network), options, providers=["CPUExecutionProvider"]
+                read_verified(network, sha256), options, providers=["CPUExecutionProvider"]
             )
+            # Kept for a change of providers, which never comes: a second copy of every weight.
+            self._session._model_bytes = None
         except self._errors as error:
             raise EngineError(
                 f"ONNX Runtime {self.version} cannot load {network}: {error}",

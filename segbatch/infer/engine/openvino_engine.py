@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from segbatch.errors import EngineError
 from segbatch.infer.engine import compiled as compiled_graphs
+from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.decided import DECIDED, Decided
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ class OpenVinoEngine:
         What a stream was measured to need per input pixel.
     cached
         Keep compiled graphs in the user's cache folder, and take them from there.
+    sha256
+        Of the network that is meant, verified on the bytes that are loaded; empty where nobody
+        knows.
+
+    Raises
+    ------
+    EngineError
+        The file is another, or cannot be loaded: its weights have to be in it.
     """
 
     name = "openvino"
@@ -83,6 +92,7 @@ class OpenVinoEngine:
         bytes_per_px: float = 0.0,
         *,
         cached: bool = False,
+        sha256: str = "",
     ) -> None:
         self._openvino = load_openvino()
         self.version = str(self._openvino.get_version())
@@ -92,10 +102,11 @@ class OpenVinoEngine:
         self._bytes_per_px = bytes_per_px
         self._graphs: OrderedDict[tuple[Shape, int], _Graph] = OrderedDict()
         self._free = threading.Condition()
-        self._sha256 = hashlib.sha256(network.read_bytes()).hexdigest() if cached else ""
+        content = read_verified(network, sha256)
+        self._sha256 = (sha256 or hashlib.sha256(content).hexdigest()) if cached else ""
         try:
             self._core = self._openvino.Core()
-            self._network = self._core.read_model(str(network))
+            self._network = self._core.read_model(content)
             outputs = {name for each in self._network.outputs for name in each.get_names()}
             self.decides = outputs.issuperset(DECIDED)
         except RuntimeError as error:

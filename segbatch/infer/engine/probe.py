@@ -34,6 +34,7 @@ SMALL_PX, LARGE_PX = 256, 1024
 ASSUMED_BYTES_PER_PX = 1500.0
 
 
+UNFIT = "this processor does not compute in"
 # OpenVINO's names of the number formats that not every processor computes in.
 FORMATS = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
@@ -52,6 +53,11 @@ class Probe(msgspec.Struct, frozen=True):
     fixed_bytes: float = 0.0
     bytes_per_px: float = ASSUMED_BYTES_PER_PX
 
+    @property
+    def unfit(self) -> bool:
+        """Whether the processor itself is the reason, which will be there tomorrow."""
+        return self.reason.startswith(UNFIT)
+
     def computes_in(self, precision: str) -> bool:
         """Tell whether the processor itself computes in a precision."""
         return precision not in FORMATS or FORMATS[precision] in self.formats
@@ -60,13 +66,17 @@ class Probe(msgspec.Struct, frozen=True):
 def probe(
     network: Path, sha256: str, engine: str, precision: str, channels: int, stride: int
 ) -> Probe:
-    """Try an engine on a network, or return what an earlier trial showed."""
+    """Try an engine on a network, or return what an earlier trial showed.
+
+    Only what lasts is kept: that it runs, or that the processor does not compute so. Another
+    failure may be a passing one, such as a lack of memory.
+    """
     name = _name(sha256, engine, precision)
     known = recall(name, Probe)
-    if known is not None:
+    if known is not None and (known.usable or known.unfit):
         return known
     command = [sys.executable, "-m", "segbatch.infer.engine.probe"]
-    command += [str(network), engine, precision, str(channels), str(stride)]
+    command += [str(network), sha256, engine, precision, str(channels), str(stride)]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -84,7 +94,7 @@ def probe(
         said = done.stderr.strip().splitlines()
         found = Probe(usable=False, reason=said[-1] if said else f"exit code {done.returncode}")
     get_logger(__name__).debug("engine tried", engine=engine, precision=precision, found=found)
-    if done.returncode == 0:  # a death may be a passing one, such as a lack of memory
+    if found.usable or found.unfit:
         keep(name, found)
     return found
 
@@ -114,20 +124,22 @@ def _peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _try(network: Path, engine: str, precision: str, channels: int, stride: int) -> Probe:
+def _try(
+    network: Path, sha256: str, engine: str, precision: str, channels: int, stride: int
+) -> Probe:
     formats: list[str] = []
     runner: Any
     if engine == "openvino":
         from segbatch.infer.engine.openvino_engine import OpenVinoEngine
 
-        runner = OpenVinoEngine(network, precision, threads=1)
+        runner = OpenVinoEngine(network, precision, threads=1, sha256=sha256)
         formats = runner.capabilities()
         if not Probe(usable=True, formats=formats).computes_in(precision):
-            return Probe(usable=False, reason=f"this processor does not compute in {precision}")
+            return Probe(usable=False, reason=f"{UNFIT} {precision}")
     else:
         from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 
-        runner = OnnxRuntimeEngine(network, 1, precision)
+        runner = OnnxRuntimeEngine(network, 1, precision, sha256=sha256)
     peaks = []
     sides = [max(1, round(px / stride)) * stride for px in (SMALL_PX, LARGE_PX)]
     for side in sides:
@@ -145,9 +157,9 @@ def _try(network: Path, engine: str, precision: str, channels: int, stride: int)
 
 
 if __name__ == "__main__":
-    file, name, number_format, input_channels, step = sys.argv[1:]
+    file, digest, name, number_format, input_channels, step = sys.argv[1:]
     try:
-        answer = _try(Path(file), name, number_format, int(input_channels), int(step))
+        answer = _try(Path(file), digest, name, number_format, int(input_channels), int(step))
     except EngineError as error:
         answer = Probe(usable=False, reason=error.got)
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")

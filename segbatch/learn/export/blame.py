@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.choice import TENSORRT
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.tiles import up
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from segbatch.infer.engine.door import Engine
     from segbatch.infer.engine.manifest import Model
     from segbatch.learn.export.candidates import Made
-    from segbatch.learn.export.frames import Material
+    from segbatch.learn.export.frames import Material, Picture
 
 # Every layer's values of such a square are held at once, twice.
 SIDE_PX = 256
@@ -41,20 +42,18 @@ def blame(model: Model, made: Made, verdict: Verdict, material: Material, engine
 
 def _parting(model: Model, made: Made, square: NDArray[np.float32]) -> Parting | None:
     engine, precision = made.choice.engine, made.choice.precision
-    source = model.file.read_bytes()
+    source = read_verified(model.file, model.manifest.sha256)
     native = precision if engine == "openvino" and precision != "int8" else ""
     # TensorRT shows no layers; ONNX Runtime rounds to the precision that the file states.
     network = source if engine not in TENSORRT and native else made.network
     return parting(source, network, square, openvino_precision=native)
 
 
-def _worst_square(
-    model: Model, engine: Engine, images: list[NDArray[np.float32]]
-) -> NDArray[np.float32]:
+def _worst_square(model: Model, engine: Engine, images: list[Picture]) -> NDArray[np.float32]:
     """Return the square around the pixel where engine and source differ most."""
-    reference = OnnxRuntimeEngine(model.file, 1)
+    reference = OnnxRuntimeEngine(model.file, 1, sha256=model.manifest.sha256)
     stride = model.manifest.stride or 1
-    largest, found = -1.0, images[0]
+    largest, found = -1.0, images[0].values()
     for image in images:
         right, got = (answer(each, image, model.manifest) for each in (reference, engine))
         if right.probabilities is None or got.probabilities is None:
@@ -69,6 +68,6 @@ def _worst_square(
         for place, length in zip(at, image.shape[2:], strict=True):
             start = max(0, min(int(place) - side // 2, length - side)) // stride * stride
             spans.append(slice(start, start + side))
-        found = image[:, :, spans[0], spans[1]]
+        found = image.values()[:, :, spans[0], spans[1]]
     reference.close()
     return np.ascontiguousarray(found)

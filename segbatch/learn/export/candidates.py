@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from segbatch.errors import EngineError, ModelError
+from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.choice import BUILT_IN, TENSORRT, Choice, trial_of, why_no_tensorrt
-from segbatch.infer.engine.probe import probe
+from segbatch.infer.engine.probe import UNFIT, probe
 from segbatch.learn.export.precision import Range, activation_range, to_fp16, to_int8
 from segbatch.log import get_logger
 
@@ -58,7 +59,9 @@ class Offer:
         return [f"{e} {', '.join(some)}: not offered: {why}" for (e, why), some in together.items()]
 
 
-def offered(model: Model, engine: str, precision: str, *, calibrates: bool) -> Offer:
+def offered(
+    model: Model, engine: str, precision: str, *, calibrates: bool, exact: bool = False
+) -> Offer:
     """Return the kinds to try, and why the others are not offered on this machine.
 
     Parameters
@@ -70,17 +73,19 @@ def offered(model: Model, engine: str, precision: str, *, calibrates: bool) -> O
         flavour, as at the door.
     calibrates
         There are frames to calibrate INT8 on. Noise would not do: its range is not theirs.
+    exact
+        ``tensorrt`` is that flavour alone: an engine is made again as the one that it was.
 
     Raises
     ------
     EngineError
         What was named does not exist, or not on this machine.
     """
+    either = TENSORRT if engine == "tensorrt" and not exact else ()
     known = [
         kind
         for kind in (*ON_GPU, *ON_PROCESSOR)
-        if (engine in ("auto", kind[0]) or (engine == "tensorrt" and kind[0] in TENSORRT))
-        and precision in ("auto", kind[1])
+        if (engine in ("auto", kind[0]) or kind[0] in either) and precision in ("auto", kind[1])
     ]
     if not known:
         raise EngineError(
@@ -125,7 +130,7 @@ def _declined(model: Model, engine: str, precision: str) -> str:
     if not trial.usable:
         return trial.reason
     if engine == "openvino" and not trial.computes_in(precision):
-        return f"this processor does not compute in {precision}"
+        return f"{UNFIT} {precision}"
     return ""
 
 
@@ -140,7 +145,7 @@ def make(model: Model, kind: Kind, material: Material, folder: Path, remarks: li
         The engine cannot be built, or does not run what was made.
     """
     engine, precision = kind
-    source = model.file.read_bytes()
+    source = read_verified(model.file, model.manifest.sha256)
     options: dict[str, Any] = {}
     network = source
     if precision == "fp16":
@@ -163,7 +168,7 @@ def make(model: Model, kind: Kind, material: Material, folder: Path, remarks: li
     trial = probe(file, sha256, engine, precision, manifest.input_channels, manifest.stride or 1)
     if not trial.usable:
         raise EngineError(f"{engine} in {precision} does not run here: {trial.reason}")
-    return Made(Choice(engine, precision, file, trial, "new"), network, options)
+    return Made(Choice(engine, precision, file, sha256, trial, "new"), network, options)
 
 
 def _checked_range(source: bytes, material: Material, remarks: list[str]) -> dict[str, Any]:
@@ -183,10 +188,10 @@ def _checked_range(source: bytes, material: Material, remarks: list[str]) -> dic
 
 
 def _built(model: Model, kind: Kind, network: bytes, material: Material, folder: Path) -> Choice:
-    """Build a TensorRT engine that ends in the mask."""
+    """Build a TensorRT engine that ends in the mask, and open it where there is a GPU."""
     import onnx
 
-    from segbatch.infer.engine.tensorrt import Progress, Source, build
+    from segbatch.infer.engine.tensorrt import Progress, Source, build_largest
     from segbatch.learn.export.head import append_decision
 
     engine, precision = kind
@@ -200,7 +205,7 @@ def _built(model: Model, kind: Kind, network: bytes, material: Material, folder:
         tell = log.debug if at.done else log.info
         tell("building", engine=engine, phase=at.phase, done=at.done, steps=at.steps)
 
-    artifact = build(
+    artifact = build_largest(
         decided.SerializeToString(),
         material.input_shape,
         folder,
@@ -210,5 +215,11 @@ def _built(model: Model, kind: Kind, network: bytes, material: Material, folder:
         progress=progress,
     )
     return Choice(
-        engine, precision, artifact.file, trial_of(model, engine, precision), "new", artifact
+        engine,
+        precision,
+        artifact.file,
+        artifact.manifest.sha256,
+        trial_of(model, engine, precision),
+        "new",
+        artifact,
     )

@@ -12,6 +12,7 @@ import msgspec
 
 from segbatch.errors import EngineError, UsageError
 from segbatch.infer.engine.artifact import kind_of, own_folder, read_manifest
+from segbatch.infer.engine.cache import cache_folder
 from segbatch.infer.engine.models import SHIPPED, open_model
 from segbatch.learn.export.candidates import Offer, offered
 from segbatch.learn.export.exporting import Entry, Result, export_engine
@@ -29,7 +30,10 @@ log = get_logger(__name__)
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line asks for; ``model`` is empty for the shipped one."""
+    """What the command line asks for; ``model`` is empty for the shipped one.
+
+    ``exact`` asks for the very engine that is named, where one name stands for two flavours.
+    """
 
     model: str = ""
     engine: str = "auto"
@@ -40,6 +44,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     frame_shape: tuple[int, int] | None = None
     arch: str = ""
     force: bool = False
+    exact: bool = False
 
     def command(self) -> str:
         """Return the command line that wishes the same."""
@@ -74,7 +79,7 @@ def export_engine_command(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
     model = open_model(wish.model, wish.arch)
     folder = _folder(wish, model)
     calibrates = bool(wish.frames) or is_shipped(model)
-    offer = offered(model, wish.engine, wish.precision, calibrates=calibrates)
+    offer = offered(model, wish.engine, wish.precision, calibrates=calibrates, exact=wish.exact)
     if dry_run:
         _preview(offer, folder, as_json=as_json)
         return
@@ -93,7 +98,7 @@ def export_engine_command(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(_answer(result)), indent=2))
     else:
-        _print(result, folder)
+        _print(result, folder, wish)
 
 
 def rebuild_wish(manifest_file: Path, frames: str = "") -> Wish:
@@ -128,6 +133,7 @@ def rebuild_wish(manifest_file: Path, frames: str = "") -> Wish:
         out=str(manifest_file.parent),
         frames=frames,
         force=True,  # what was asked for by name is made, slower or not
+        exact=True,
     )
     try:
         told = read_manifest(manifest_file)
@@ -147,16 +153,22 @@ def rebuild_wish(manifest_file: Path, frames: str = "") -> Wish:
 
 
 def _folder(wish: Wish, model: Model) -> Path:
-    """Return where the engine goes: as wished, or beside what was named.
+    """Return where the engine goes: as wished, or beside the network that runs.
 
-    The shipped model lies in the package, which is not the user's to write to; its engines
-    have a folder of their own, where ``process`` looks for them.
+    Of a model that was taken in, that is the copy in the cache folder, where ``process`` looks
+    whenever the source is named. The shipped model lies in the package, which is not the user's
+    to write to; its engines have a folder of their own, where ``process`` looks, too.
     """
     if wish.out:
         return Path(wish.out)
     if is_shipped(model) and model.file.parent == SHIPPED.parent:
         return own_folder(model.file.stem, model.manifest.sha256)
-    return Path(wish.model).resolve().parent
+    return model.file.parent.resolve()
+
+
+def _is_taken_in(model: Model) -> bool:
+    """Tell whether a model is a copy in the cache folder of what the user named."""
+    return (cache_folder() / "models").resolve() in model.file.resolve().parents
 
 
 def _preview(offer: Offer, folder: Path, *, as_json: bool) -> None:
@@ -204,7 +216,7 @@ def _answer(result: Result) -> dict[str, Any]:
     }
 
 
-def _print(result: Result, folder: Path) -> None:
+def _print(result: Result, folder: Path, wish: Wish) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -236,9 +248,22 @@ def _print(result: Result, folder: Path) -> None:
         click.echo("nothing was written: what is there already is as good (--force writes it)")
         return
     click.echo(f"written: {result.written}")
-    shipped = folder == own_folder(result.model.file.stem, result.model.manifest.sha256)
-    named = "" if shipped else f" --model {folder / result.model.file.stem}.json"
-    click.echo(f"use it: segbatch process FOLDER{named}")
+    click.echo(f"use it: {shlex.join(_use(result.model, folder, wish))}")
+    if _is_taken_in(result.model) and not wish.out:
+        click.echo(
+            f"note: the engine is kept with the copy of {wish.model} in the cache folder, and goes "
+            "when that file changes; --out DIR makes a folder of model and engine"
+        )
+
+
+def _use(model: Model, folder: Path, wish: Wish) -> list[str]:
+    """Return the command that runs what was written."""
+    words = ["segbatch", "process", "FOLDER"]
+    if folder == own_folder(model.file.stem, model.manifest.sha256):
+        return words
+    if _is_taken_in(model) and not wish.out:
+        return [*words, "--model", wish.model, *(["--arch", wish.arch] if wish.arch else [])]
+    return [*words, "--model", str(folder / f"{model.file.stem}.json")]
 
 
 def _rows(entry: Entry, source_ms: float) -> list[list[str]]:

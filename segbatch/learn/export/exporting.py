@@ -8,10 +8,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from segbatch.errors import EngineError, ModelError, SegbatchError, StorageError
-from segbatch.infer.engine.artifact import Verdict, engines_of
+from segbatch.infer.engine.artifact import (
+    Verdict,
+    artifacts_beside,
+    engines_of,
+    own_folder,
+)
 from segbatch.infer.engine.choice import BUILT_IN, Choice, load_fitting, trial_of
 from segbatch.infer.engine.door import open_chosen
 from segbatch.infer.engine.machine import available_threads
@@ -19,15 +26,19 @@ from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.export.blame import blame
 from segbatch.learn.export.candidates import Kind, Made, Offer, make
 from segbatch.learn.export.gate import SAME_TIME, answer, compare, time_in_turns, worse_than
-from segbatch.learn.export.writing import write
+from segbatch.learn.export.writing import copy_model, refuse_other_model, write
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
+    from segbatch.infer.engine.artifact import Artifact
     from segbatch.infer.engine.door import Engine
     from segbatch.infer.engine.likeness import Answer
     from segbatch.infer.engine.manifest import Model
+    from segbatch.infer.engine.probe import Probe
     from segbatch.learn.export.frames import Material
 
+# Objects of fewer pixels say nothing of what a precision does to them.
+FEWEST_OBJECT_PX = 100
 log = get_logger(__name__)
 
 
@@ -111,10 +122,13 @@ def export_engine(
         The network cannot be written in the precision that was named.
     StorageError
         The folder cannot be written.
+    UsageError
+        It holds another model of this name; nothing was built.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".export-") as made_in, ExitStack() as stack:
+            refuse_other_model(model, folder)
             result = Result(model, material, [], offer, threads=available_threads())
             work = _Work(result, tolerance, Path(made_in), stack)
             for group in offer.groups:
@@ -123,11 +137,14 @@ def export_engine(
                     break
             else:
                 raise _none_passed(result)
-            work.add_rivals()
+            work.add_rivals(_engines_there(model, folder))
             work.time()
             _pick(result, force=force, named=_single(offer))
             if result.best is not None and result.best.made is not None:
                 result.written = write(result, result.best, result.best.made, folder, command)
+            elif not _is_home(model, folder):
+                copy_model(model, folder)
+                result.remarks.append(f"{folder} holds the model alone, which runs as fast")
     except OSError as error:
         raise StorageError(
             f"{error.filename or folder}: {error.strerror}",
@@ -146,7 +163,9 @@ class _Work:
         self._folder = folder
         self._stack = stack
         self._engines: dict[str, Engine] = {}
-        self._source = OnnxRuntimeEngine(result.model.file, result.threads)
+        self._source = OnnxRuntimeEngine(
+            result.model.file, result.threads, sha256=result.model.manifest.sha256
+        )
         stack.callback(self._source.close)
         self._reference = f"onnxruntime {self._source.version} fp32"
         self._wanted: list[list[Answer]] = [
@@ -162,6 +181,7 @@ class _Work:
             result.entries.append(entry)
             started = time.monotonic()
             try:
+                self._require_objects(kind)
                 entry.made = make(result.model, kind, result.material, self._folder, result.remarks)
                 entry.seconds = round(time.monotonic() - started, 2)
                 engine, verdict = self._compare(entry, entry.made)
@@ -173,12 +193,34 @@ class _Work:
                     raise
             log.info("tried", engine=kind[0], precision=kind[1], passed=entry.passed)
 
-    def add_rivals(self) -> None:
+    def _require_objects(self, kind: Kind) -> None:
+        """Refuse INT8 where nothing would show that it lost the objects: masks of background alone.
+
+        Raises
+        ------
+        ModelError
+            The network finds next to no objects on the frames.
+        """
+        found = sum(
+            int(np.count_nonzero(each.mask))
+            for frames, answers in zip(self._result.material.sets, self._wanted, strict=True)
+            if not frames.noise
+            for each in answers
+        )
+        if kind[1] == "int8" and found < FEWEST_OBJECT_PX:
+            raise ModelError(
+                f"int8 on frames in which the network finds {found} px of objects",
+                f"frames with objects, {FEWEST_OBJECT_PX} px of them and more, "
+                "to calibrate and to compare on",
+                "--frames with frames as they will come",
+            )
+
+    def add_rivals(self, made_before: list[Path]) -> None:
         """Add what the user has already: engines made before, and those that are built in."""
         result = self._result
         model = result.model
         have: list[Entry] = []
-        for file in engines_of(model.file.with_suffix(".json"), model.manifest.sha256):
+        for file in made_before:
             try:
                 artifact = load_fitting(file, model.manifest.sha256)
             except SegbatchError as error:
@@ -188,7 +230,7 @@ class _Work:
             if kind in BUILT_IN:
                 continue
             trial = trial_of(model, *kind, artifact)
-            have.append(_rival(kind, "there", artifact.file, trial, artifact))
+            have.append(_rival(kind, "there", model, trial, artifact))
         tried = {entry.kind for entry in result.entries}
         for kind in BUILT_IN:
             passed = kind[1] == "fp32" or any(
@@ -196,7 +238,7 @@ class _Work:
             )
             if kind not in tried and kind[0] == "openvino" and passed:
                 trial = trial_of(model, *kind)
-                have.append(_rival(kind, "built in", model.file, trial))
+                have.append(_rival(kind, "built in", model, trial))
         for entry in have:
             if entry.made is not None and entry.made.choice.trial.usable:
                 try:
@@ -232,12 +274,30 @@ class _Work:
         return engine, entry.verdict
 
 
+def _is_home(model: Model, folder: Path) -> bool:
+    """Tell whether ``process`` looks into a folder when the model is named where it lies."""
+    own = own_folder(model.file.stem, model.manifest.sha256)
+    return folder.resolve() in (model.file.parent.resolve(), own.resolve())
+
+
+def _engines_there(model: Model, folder: Path) -> list[Path]:
+    """Return the manifests of engines that one in ``folder`` has to be better than."""
+    if _is_home(model, folder):
+        return engines_of(model.file.with_suffix(".json"), model.manifest.sha256)
+    return artifacts_beside(folder / f"{model.file.stem}.json")
+
+
 def _single(offer: Offer) -> bool:
     return sum(map(len, offer.groups)) == 1
 
 
-def _rival(kind: Kind, role: str, file: Path, trial: Any, artifact: Any = None) -> Entry:
-    return Entry(kind, role, Made(Choice(*kind, file, trial, role, artifact), b""))
+def _rival(
+    kind: Kind, role: str, model: Model, trial: Probe, artifact: Artifact | None = None
+) -> Entry:
+    file, sha256 = model.file, model.manifest.sha256
+    if artifact is not None:
+        file, sha256 = artifact.file, artifact.manifest.sha256
+    return Entry(kind, role, Made(Choice(*kind, file, sha256, trial, role, artifact), b""))
 
 
 def _pick(result: Result, *, force: bool, named: bool) -> None:

@@ -35,11 +35,50 @@ _MAX_FILE_GIB = 4.0
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Counts that become network input, in the engine's own type, as the service makes it.
+
+    Attributes
+    ----------
+    pixels
+        (Y, X) or (Y, X, 3), counts as ``seen_by`` the network.
+    offset, scale
+        From ``scale_of`` the whole frame.
+    shape
+        (1, C, Y, X) of the input; what of it lies past the counts is mirrored.
+    """
+
+    pixels: NDArray[Any]
+    offset: float
+    scale: float
+    shape: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32]) -> Picture:
+        """Return the picture whose input is ``values``, (1, C, Y, X)."""
+        planes = values[0]
+        pixels = planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, 2)
+        return cls(pixels, 0.0, 1.0, values.shape)
+
+    def fill(self, out: NDArray[Any]) -> None:
+        """Write the input into every place of ``out``, float32 or float16 (N, C, Y, X)."""
+        y, x = (Span(0, side, 0, side) for side in self.shape[2:])
+        for place in out:
+            fill(self.pixels, y, x, self.offset, self.scale, place)
+
+    def values(self) -> NDArray[np.float32]:
+        """Return the input in single precision."""
+        out = np.empty(self.shape, np.float32)
+        self.fill(out)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
 class Frames:
-    """Network inputs, each float32 (1, C, Y, X) of one shape, and what they are."""
+    """Network inputs of one shape, and what they are."""
 
     name: str
-    inputs: list[NDArray[np.float32]]
+    inputs: list[Picture]
     noise: bool = False
 
 
@@ -94,11 +133,11 @@ def gather(model: Model, path: Path | None, frame_shape: tuple[int, int] | None)
     # Frames that calibrate are not the frames that judge, where there are two and more.
     judging, calibrating = (real[::2], real[1::2]) if len(real) > 1 else (real, real or noise)
     sets = [
-        Frames(f"{len(judging)} {name}", [_input(model, *f, (rows, columns)) for f in judging])
+        Frames(f"{len(judging)} {name}", [_picture(model, *f, (rows, columns)) for f in judging])
         for _ in range(bool(judging))
     ]
     sets.append(
-        Frames(f"{RANDOM} random", [_input(model, *f, (rows, columns)) for f in noise], True)
+        Frames(f"{RANDOM} random", [_picture(model, *f, (rows, columns)) for f in noise], True)
     )
     patches = [patch for f in calibrating for patch in _patches(model, *f)]
     picked = np.linspace(0, len(patches) - 1, min(len(patches), MOST_CALIBRATION)).astype(int)
@@ -152,28 +191,27 @@ def _random(manifest: Manifest, shape: tuple[int, int]) -> Iterator[tuple[NDArra
         yield (counts * ceiling).astype(np.uint16), _SIMULATED_BITS
 
 
-def _input(
-    model: Model, pixels: NDArray[Any], bit_depth: int, shape: tuple[int, int]
-) -> NDArray[np.float32]:
+def _picture(model: Model, pixels: NDArray[Any], bit_depth: int, shape: tuple[int, int]) -> Picture:
     """Return the middle of a frame as network input, mirrored out to whole strides."""
     manifest = model.manifest
     pixels = seen_by(pixels, manifest.input_channels)
     scale = scale_of(pixels, manifest.normalisation, bit_depth)
     stride = manifest.stride or 1
     starts = [max(0, (have - want) // 2) for have, want in zip(pixels.shape, shape, strict=False)]
-    spans = [
-        Span(start, start + up(want + manifest.margin_px, stride), start, start + want)
-        for start, want in zip(starts, shape, strict=True)
-    ]
-    out = np.empty((manifest.input_channels, *(s.stop - s.start for s in spans)), np.float32)
-    fill(pixels, spans[0], spans[1], *scale, out)
-    return out[None]
+    rows, columns = (up(want + manifest.margin_px, stride) for want in shape)
+    # A copy: the rest of a frame of many megapixels need not be held.
+    part = pixels[starts[0] : starts[0] + rows, starts[1] : starts[1] + columns].copy()
+    return Picture(part, *scale, (1, manifest.input_channels, rows, columns))
 
 
 def _patches(model: Model, pixels: NDArray[Any], bit_depth: int) -> Iterator[NDArray[np.float32]]:
-    """Yield the brightest and the darkest square of a frame, as network input."""
+    """Yield the brightest and the darkest square of a frame, as network input.
+
+    All of one shape, which calibration asks for: a smaller frame is mirrored out to it.
+    """
     side = up(CALIBRATION_SIDE_PX + model.manifest.margin_px, model.manifest.stride or 1)
-    whole = _input(model, pixels, bit_depth, pixels.shape[:2])
+    height, width = (max(CALIBRATION_SIDE_PX, length) for length in pixels.shape[:2])
+    whole = _picture(model, pixels, bit_depth, (height, width)).values()
     rows, columns = (max(1, n // side) for n in whole.shape[2:])
     squares = [
         whole[:, :, y * side : (y + 1) * side, x * side : (x + 1) * side]

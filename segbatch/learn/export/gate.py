@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segbatch.infer.engine.artifact import Verdict
     from segbatch.infer.engine.door import Deciding, Engine
     from segbatch.infer.engine.manifest import Manifest
-    from segbatch.learn.export.frames import Frames
+    from segbatch.learn.export.frames import Frames, Picture
 
 # Engines whose times differ by less are called equally fast; masks that agree less by more than
 # this are called less accurate.
@@ -31,13 +31,20 @@ SAME_TIME, SAME_AGREEMENT = 0.1, 1e-4
 TIMED_S, FEWEST_ROUNDS, MOST_ROUNDS = 20.0, 3, 15
 
 
-def answer(engine: Engine, image: NDArray[np.float32], manifest: Manifest) -> Answer:
-    """Run one input (1, C, Y, X); every place of an engine of fixed batch is given the same."""
+def answer(engine: Engine, image: Picture, manifest: Manifest) -> Answer:
+    """Run one input; every place of an engine of fixed batch is given the same.
+
+    An engine that decides runs twice, once for its logits and once for its masks.
+    """
     shape: Any = engine.input_shape or image.shape
     with engine.request(shape, 1) as request:
-        request.input[...] = image
+        image.fill(request.input)
         logits = np.asarray(request.infer()[0], np.float32).copy()
-        mask = cast("Deciding", request).decide().mask[0].copy() if engine.decides else None
+    if not engine.decides:
+        return decided_from(logits, manifest)
+    with engine.request(shape, 1) as request:
+        image.fill(request.input)
+        mask = cast("Deciding", request).decide().mask[0].copy()
     return decided_from(logits, manifest, mask)
 
 
@@ -77,15 +84,13 @@ def compare(
     return judge(found, tolerance, reference)
 
 
-def time_in_turns(
-    engines: Mapping[str, Engine], image: NDArray[np.float32]
-) -> tuple[dict[str, float], int]:
+def time_in_turns(engines: Mapping[str, Engine], image: Picture) -> tuple[dict[str, float], int]:
     """Time each engine on one input, one after the other, round after round.
 
     Returns
     -------
     milliseconds
-        Median a frame of each engine: filling the input, and the mask or the logits.
+        Median a frame of each engine: counts to input, and the mask or the logits.
     rounds
         How often each was timed, after one run that is not counted.
     """
@@ -98,11 +103,11 @@ def time_in_turns(
     return {name: statistics.median(each) for name, each in taken.items()}, rounds
 
 
-def _one_ms(engine: Engine, image: NDArray[np.float32]) -> float:
+def _one_ms(engine: Engine, image: Picture) -> float:
     shape: Any = engine.input_shape or image.shape
     with engine.request(shape, 1) as request:
         started = time.perf_counter()
-        request.input[...] = image
+        image.fill(request.input)
         if engine.decides:
             cast("Deciding", request).decide()
         else:

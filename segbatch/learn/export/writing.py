@@ -107,9 +107,25 @@ def copy_model(model: Model, folder: Path) -> None:
     UsageError
         It holds another model of this name.
     """
+    refuse_other_model(model, folder)
     network, manifest_file = folder / model.file.name, folder / f"{model.file.stem}.json"
-    content = model.file.read_bytes()
-    if network.exists() and network.read_bytes() != content:
+    if manifest_file.exists():
+        return
+    replace(network, model.file.read_bytes())
+    manifest = msgspec.structs.replace(model.manifest, file=network.name)
+    replace(manifest_file, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def refuse_other_model(model: Model, folder: Path) -> None:
+    """Refuse a folder that holds another model of this name.
+
+    Raises
+    ------
+    UsageError
+        It does.
+    """
+    network, manifest_file = folder / model.file.name, folder / f"{model.file.stem}.json"
+    if network.exists() and network.read_bytes() != model.file.read_bytes():
         raise UsageError(
             f"{network} is another network",
             "a folder without another model of this name",
@@ -123,10 +139,6 @@ def copy_model(model: Model, folder: Path) -> None:
                 "a folder without another model of this name",
                 "name another with --out DIR",
             )
-        return
-    replace(network, content)
-    manifest = msgspec.structs.replace(model.manifest, file=network.name)
-    replace(manifest_file, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
 def _version(engine: str) -> str:

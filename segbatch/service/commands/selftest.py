@@ -22,8 +22,14 @@ from segbatch import __version__
 from segbatch.acquire.simulate.kinds import scene_of_run
 from segbatch.acquire.simulate.scene import draw
 from segbatch.errors import SegbatchError
-from segbatch.infer.engine.artifact import Likeness
-from segbatch.infer.engine.choice import TENSORRT, why_no_tensorrt
+from segbatch.infer.engine.artifact import Likeness, engines_of, kind_of
+from segbatch.infer.engine.choice import (
+    BUILT_IN,
+    TENSORRT,
+    load_fitting,
+    trial_of,
+    why_no_tensorrt,
+)
 from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, judge, likeness
 from segbatch.infer.engine.machine import available_threads, processor_id
 from segbatch.infer.engine.manifest import Model
@@ -61,7 +67,11 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine and precision; ``why`` says why it is not offered, or what failed."""
+    """One engine and precision; ``why`` says why it is not offered, or what failed.
+
+    Not offered is what was not made, is not installed, or what this processor does not compute
+    in; what was made for this user and is refused has failed.
+    """
 
     engine: str
     precision: str
@@ -151,6 +161,7 @@ def _reference(
         )
         if abs(value - wanted) > LIKE_EXPECTED * abs(wanted)
     ]
+    off += _refused(model, KINDS[0])
     answer = Answer(found.mask, found.probabilities)
     line = Line(
         engine=engine,
@@ -173,13 +184,16 @@ def _line(
 ) -> Line:
     engine, precision = kind
     given: dict[str, Any] = {"engine": engine, "precision": precision}
+    if refused := _refused(model, kind):
+        return Line(**given, outcome="failed", why="; ".join(refused))
     if engine in TENSORRT and (why := why_no_tensorrt(engine)):
         return Line(**given, outcome="not offered", why=why)
     try:
         segmenter = _open(model, kind)
     except SegbatchError as error:
         remedy = f"; {error.remedy}" if error.remedy.startswith("segbatch export") else ""
-        return Line(**given, outcome="not offered", why=f"{error.got}{remedy}")
+        outcome = "failed" if _ought_to_run(model, kind) else "not offered"
+        return Line(**given, outcome=outcome, why=f"{error.got}{remedy}")
     try:
         with segmenter:
             found = segmenter.segment(frame, BIT_DEPTH, probabilities=True)
@@ -199,6 +213,28 @@ def _line(
         frames_per_s=speed,
         why="" if verdict.passed else "its masks are not the reference's",
     )
+
+
+def _made(model: Model, kind: tuple[str, str]) -> list[Path]:
+    """Return the manifests of the engines that were made of one kind."""
+    found = engines_of(model.file.with_suffix(".json"), model.manifest.sha256)
+    return [file for file in found if kind_of(file) == kind]
+
+
+def _refused(model: Model, kind: tuple[str, str]) -> list[str]:
+    """Say what is wrong with the engines that were made of one kind."""
+    said = []
+    for file in _made(model, kind):
+        try:
+            load_fitting(file, model.manifest.sha256)
+        except SegbatchError as error:
+            said.append(f"{error.got}; {error.remedy}")
+    return said
+
+
+def _ought_to_run(model: Model, kind: tuple[str, str]) -> bool:
+    """Tell whether an engine that cannot be opened was made, or should run on this processor."""
+    return bool(_made(model, kind)) or (kind in BUILT_IN and not trial_of(model, *kind).unfit)
 
 
 def _open(model: Model, kind: tuple[str, str]) -> Segmenter:

@@ -7,7 +7,6 @@ refused by its name.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from segbatch.errors import ModelError
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from segbatch.learn.intake.facts import Facts
 
 FLOATS = ("float32", "float64")
+LARGEST = 1e30  # a product of two still is a float64
 
 
 def honour_before(told: Description, facts: Facts) -> None:
@@ -58,7 +58,8 @@ def _statistics(told: Description, operation: Operation, before: list[Step]) -> 
         raise _refused(told, operation, "mode per_sample or fixed: there is no data set here")
     if given.get("reference_tensor") not in (None, told.input.name):
         raise _refused(told, operation, "statistics of the frame itself")
-    axes = set(given.get("axes") or ("channel", "y", "x"))
+    stated = given.get("axes") or ("channel", "y", "x")
+    axes = set(map(str, stated if isinstance(stated, str | list | tuple) else [stated]))
     joint = bool({"c", "channel"} & axes)
     if not {"x", "y"} <= axes:
         raise _refused(told, operation, "statistics over y and x")
@@ -74,10 +75,13 @@ def _statistics(told: Description, operation: Operation, before: list[Step]) -> 
         ):
             raise _refused(told, operation, "nothing but one positive scale before it")
         scale *= step.scale[0]
-    epsilon = float(given.get("eps", 1e-6)) / scale
+    if not 1 / LARGEST < scale < LARGEST:
+        raise _refused(told, operation, "scales before it that come to a finite number")
+    epsilon = _real(told, operation, given.get("eps", 1e-6)) / scale
     if operation.name == "zero_mean_unit_variance":
         return ZScore(epsilon)
-    low, high = float(given.get("min_percentile", 0)), float(given.get("max_percentile", 100))
+    low = _real(told, operation, given.get("min_percentile", 0))
+    high = _real(told, operation, given.get("max_percentile", 100))
     if not 0 <= low < high <= 100:
         raise _refused(told, operation, "percentiles from 0 to 100, the lower one first")
     return ScaleRange(low, high, epsilon)
@@ -92,12 +96,14 @@ def _constant(told: Description, operation: Operation) -> Step:
         return Step(low=_number(told, operation, low), high=_number(told, operation, high))
     if name in ("fixed_zero_mean_unit_variance", "zero_mean_unit_variance"):
         # Format 0.4 adds epsilon to a fixed deviation, 0.5 does not.
-        epsilon = float(given.get("eps", 1e-6)) if name == "zero_mean_unit_variance" else 0.0
-        means, deviations = _list(given.get("mean")), _list(given.get("std"))
-        if None in means or None in deviations or len(means) != len(deviations):
-            raise _refused(told, operation, "a mean and a std for each channel")
-        scales = [1.0 / (float(each) + epsilon) for each in deviations]
-        offsets = [-float(m) * s for m, s in zip(means, scales, strict=True)]
+        added = given.get("eps", 1e-6) if name == "zero_mean_unit_variance" else 0.0
+        epsilon = _real(told, operation, added)
+        means = [_real(told, operation, each) for each in _list(given.get("mean"))]
+        spreads = [_real(told, operation, s) + epsilon for s in _list(given.get("std"))]
+        if len(means) != len(spreads) or min(spreads, default=0.0) <= 0.0:
+            raise _refused(told, operation, "a mean and a std above zero for each channel")
+        scales = [1.0 / each for each in spreads]
+        offsets = [-m * s for m, s in zip(means, scales, strict=True)]
         return _affine(told, operation, scales, offsets)
     raise _refused(
         told,
@@ -109,11 +115,11 @@ def _constant(told: Description, operation: Operation) -> Step:
 
 def _affine(told: Description, operation: Operation, scale: Any, offset: Any) -> Step:
     axis = operation.given.get("axis", "channel")
-    scales = tuple(float(each) for each in _list(scale))
-    offsets = tuple(float(each) for each in _list(offset))
+    scales = tuple(_real(told, operation, each) for each in _list(scale))
+    offsets = tuple(_real(told, operation, each) for each in _list(offset))
     if axis != "channel" or {len(scales), len(offsets)} - {1, 3}:
         raise _refused(told, operation, "one number, or one for each of three channels")
-    if not all(map(math.isfinite, (*scales, *offsets))) or 0.0 in scales:
+    if min(map(abs, scales)) < 1 / LARGEST:
         raise _refused(told, operation, "finite numbers, and no scale of zero")
     return Step(scales, offsets)
 
@@ -123,10 +129,14 @@ def _list(value: Any) -> list[Any]:
 
 
 def _number(told: Description, operation: Operation, value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refused(told, operation, "numbers")
+    return None if value is None else _real(told, operation, value)
+
+
+def _real(told: Description, operation: Operation, value: Any) -> float:
+    """Return a finite number, refusing the step for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -LARGEST < value < LARGEST:
+        raise _refused(told, operation, "finite numbers")
     return float(value)
 
 
@@ -158,9 +168,9 @@ def honour_after(told: Description, facts: Facts) -> None:
             if name == "softmax" and given.get("axis", "channel") not in ("channel", "c"):
                 raise _refused(told, operation, "softmax over channels")
             facts.outside = "sigmoid" if name == "sigmoid" else "softmax"
-        elif name == "binarize" and isinstance(given.get("threshold"), int | float):
-            facts.cutoff = float(given["threshold"])
-        elif name == "clip" and given.get("min", 0) <= 0 and given.get("max", 1) >= 1:
+        elif name == "binarize" and not isinstance(given.get("threshold"), list):
+            facts.cutoff = _real(told, operation, given.get("threshold"))
+        elif name == "clip" and _around(told, operation):
             facts.cut = True
         else:
             raise _refused(
@@ -169,6 +179,12 @@ def honour_after(told: Description, facts: Facts) -> None:
                 "sigmoid or softmax once, binarize with one threshold, clip around 0 to 1, "
                 "ensure_dtype",
             )
+
+
+def _around(told: Description, operation: Operation) -> bool:
+    """Return whether a clip leaves 0 to 1 alone."""
+    low, high = (operation.given.get(each, e) for each, e in (("min", 0), ("max", 1)))
+    return _real(told, operation, low) <= 0 and _real(told, operation, high) >= 1
 
 
 def _refused(told: Description, operation: Operation, wanted: str) -> ModelError:

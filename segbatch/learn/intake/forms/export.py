@@ -87,7 +87,7 @@ def _shapes(module: Any) -> Any:
         try:
             with torch.inference_mode():
                 answer = module(torch.zeros(1, channels, y, x))
-        except (RuntimeError, ValueError, IndexError, AssertionError):
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
             return None
         return tuple(answer.shape) if isinstance(answer, torch.Tensor) else None
 

@@ -8,6 +8,7 @@ read as that, and every call checked against ``allowed``.
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REMEDY = "save it again with torch.export.save, or export it as ONNX"
-ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
+# What modes and equations consist of.
+WORD = re.compile(r"[A-Za-z0-9_ ,.>-]{0,200}")
 ON_SIZES = {
     **{
         f"_operator.{name}": getattr(operator, name)
@@ -54,16 +57,9 @@ TYPES = {
     13: torch.bfloat16,
 }
 MEMORY = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
-PLAIN = (
-    "as_int",
-    "as_float",
-    "as_bool",
-    "as_string",
-    "as_ints",
-    "as_floats",
-    "as_bools",
-    "as_strings",
-)
+PLAIN = ("int", "float", "bool", "string")
+# JSON has no such numbers; torch writes these words.
+NO_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def read_program(file: Path) -> Any:
@@ -90,7 +86,14 @@ def read_program(file: Path) -> Any:
                 for name, payload in payloads.items():
                     weights[name] = _tensor(archive, f"{root}data/{kind}/", name, payload, file)
             module = _Program(file, whole["graph_module"], weights).module()
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
             raise ModelError(
                 f"{file}: {type(error).__name__} {' '.join(str(error).split())[:200]}",
                 "a program as torch.export.save writes it",
@@ -127,6 +130,10 @@ def _tensor(
 
 class _Program:
     """Builds the calls of one program as a module.
+
+    Torch writes Python source of what it is given here, and runs it. So no string of the archive
+    becomes a name: attributes and the placeholder are named here, operators are found in torch's
+    registry, keywords in the operator's schema, and values are of the type that they say.
 
     Parameters
     ----------
@@ -165,14 +172,14 @@ class _Program:
 
     def _inputs(self, specs: list[dict[str, Any]]) -> None:
         images = 0
-        for spec in specs:
+        for place, spec in enumerate(specs):
             [(kind, said)] = spec.items()
             if kind == "user_input":
                 images += 1
                 name = said["arg"]["as_tensor"]["name"]
                 self._values[name] = self._graph.placeholder("image")
             elif kind in ("parameter", "buffer", "tensor_constant"):
-                attribute = f"w{len(self._values)}"
+                attribute = f"w{place}"
                 tensor = self._weights[said[f"{kind}_name"]]
                 self._root.register_buffer(attribute, tensor)
                 self._values[said["arg"]["name"]] = self._graph.get_attr(attribute)
@@ -190,12 +197,17 @@ class _Program:
             operation: Any = ON_SIZES[target]
         elif found and allowed(found[1]):
             operation = getattr(getattr(torch.ops.aten, found[1]), found[2])
+            if not isinstance(operation, torch._ops.OpOverload):
+                raise self._odd(f"operator {target}")
         else:
             raise self._odd(f"operator {target}")
         positional = [self._value(each["arg"]) for each in node["inputs"] if each["kind"] != 2]
         named = {
             each["name"]: self._value(each["arg"]) for each in node["inputs"] if each["kind"] == 2
         }
+        schema = operation._schema.arguments if found else []
+        if unknown := sorted(set(named) - {each.name for each in schema}):
+            raise self._odd(f"argument {unknown[0]!r} of {target}, which has none of that name")
         if named.get("device") is not None:
             named["device"] = "cpu"
         made = self._graph.call_function(operation, tuple(positional), named)
@@ -215,8 +227,11 @@ class _Program:
     def _value(self, said: dict[str, Any]) -> Any:
         """Return an argument: a plain value, or what an earlier call made."""
         [(kind, value)] = said.items()
-        if kind in PLAIN:
-            return value
+        plain = kind.removeprefix("as_")
+        if plain in PLAIN:
+            return self._plain(plain, value)
+        if plain.removesuffix("s") in PLAIN:
+            return [self._plain(plain.removesuffix("s"), each) for each in value]
         if kind == "as_none":
             return None
         if kind == "as_tensor":
@@ -237,6 +252,20 @@ class _Program:
         if kind == "as_device":
             return "cpu"
         raise self._odd(f"an argument of kind {kind}")
+
+    def _plain(self, kind: str, value: Any) -> int | float | bool | str:
+        """Return a plain value, refusing one that is not of the kind it is said to be."""
+        if kind == "float" and isinstance(value, str):
+            value = NO_NUMBERS.get(value)
+        fine = {
+            "int": type(value) is int,
+            "float": type(value) in (int, float),
+            "bool": type(value) is bool,
+            "string": isinstance(value, str) and WORD.fullmatch(value),
+        }
+        if not fine[kind]:
+            raise self._odd(f"{str(value)[:100]!r} as {kind}")
+        return value  # type: ignore[no-any-return]
 
     def _odd(self, what: str) -> ModelError:
         return ModelError(

@@ -1,0 +1,172 @@
+"""What is taken in is kept under all that was read, and never taken from who uses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from segbatch.errors import ModelError
+from segbatch.infer.engine import adopt, cache
+from segbatch.infer.engine.manifest import load_model
+from segbatch.infer.engine.models import open_model
+from tests.infer.networks import draw_unet
+
+pytestmark = [pytest.mark.learn, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep models in a folder of each test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def kept_files() -> list[Path]:
+    """Return every file and folder below the kept models, apart from the models' own."""
+    return [
+        each
+        for each in (cache.cache_folder() / "models").rglob("*")
+        if each.is_dir() or each.suffix not in (".json", ".onnx")
+    ]
+
+
+def trained(folder: Path, value: float) -> Path:
+    """Write a network whose main file says nothing of its weights, which are all ``value``."""
+    folder.mkdir()
+    draw_unet(folder / "net.onnx", depth=1)
+    model = onnx.load(folder / "net.onnx")
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 4:
+            array = np.full(tuple(tensor.dims), value, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save_model(
+        model, folder / "net.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    return folder / "net.onnx"
+
+
+def test_trainings_with_equal_main_files_are_different_models(tmp_path: Path) -> None:
+    """Two networks whose main files are equal and whose weights are not stay two, kept at once."""
+    one, two = trained(tmp_path / "one", 0.5), trained(tmp_path / "two", 0.25)
+    first, second = open_model(one), open_model(two)
+
+    assert load_model(first.file.with_suffix(".json")) == first
+    assert one.read_bytes() == two.read_bytes()
+    assert first.manifest.sha256 != second.manifest.sha256
+    assert open_model(one) == first
+    assert open_model(two) == second
+
+
+def test_weights_that_change_leave_what_was_kept(tmp_path: Path) -> None:
+    """New weights beside the same main file are taken in without removing the old model."""
+    file = trained(tmp_path / "one", 0.5)
+    first = open_model(file)
+    trained(tmp_path / "two", 0.25).with_name("w.bin").replace(file.with_name("w.bin"))
+    second = open_model(file)
+
+    assert first.manifest.sha256 != second.manifest.sha256
+    assert load_model(first.file.with_suffix(".json")).manifest == first.manifest
+
+
+def test_the_same_files_at_two_places_are_taken_in_once(tmp_path: Path) -> None:
+    """A copy of a network, with its weights, opens what was kept for the first."""
+    one, two = trained(tmp_path / "one", 0.5), trained(tmp_path / "two", 0.5)
+
+    assert open_model(one) == open_model(two)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from segbatch.infer.engine import adopt
+source, mine, others = map(Path, sys.argv[1:])
+real = adopt._run
+def run(*arguments):
+    made = real(*arguments)
+    mine.touch()
+    while not others.exists():
+        time.sleep(0.01)
+    return made
+adopt._run = run
+kept = adopt.adopt(source)
+print(kept, kept.stat().st_ino)
+"""
+
+
+def test_two_processes_that_take_in_one_network_keep_one(tmp_path: Path) -> None:
+    """Who is second uses what the first has kept, and leaves it as it is."""
+    draw_unet(tmp_path / "net.onnx", depth=1)
+    marks = [tmp_path / "first", tmp_path / "second"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SLOW, str(tmp_path / "net.onnx"), *map(str, order)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for order in (marks, marks[::-1])
+    ]
+    said = [process.communicate()[0].splitlines()[-1] for process in both]
+    kept, inode = said[0].rsplit(" ", 1)
+
+    assert said[0] == said[1]
+    assert Path(kept).stat().st_ino == int(inode)
+    assert len(kept_files()) == 2  # its key, and below it one model
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_nothing_else_is_left_behind(
+    ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary files of the process that reads go with it, also when it is ended."""
+
+    class Endless(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            while bool(x.sum() < 1e30):
+                x = x * 1.0
+            return x
+
+    (tmp_path / "tmp").mkdir()
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.setenv(name, str(tmp_path / "tmp"))
+    if ended:
+        torch.jit.script(Endless()).save(tmp_path / "net.pt")
+        monkeypatch.setattr(adopt, "TIMEOUT_S", 6.0)
+        with pytest.raises(ModelError, match="not read within"):
+            open_model(tmp_path / "net.pt")
+    else:
+        draw_unet(tmp_path / "net.onnx", depth=1)
+        open_model(tmp_path / "net.onnx")
+
+    assert not list((tmp_path / "tmp").iterdir())
+    assert len(kept_files()) == (1 if ended else 2)
+
+
+def test_modules_of_the_current_folder_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with networks may hold Python files; none is run because one stands there."""
+    for name in ("onnx", "numpy", "torch", "segbatch", "argparse"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\nraise SystemExit(9)\n")
+    draw_unet(tmp_path / "net.onnx", depth=1)
+    monkeypatch.chdir(tmp_path)
+
+    assert open_model(tmp_path / "net.onnx").manifest.stride == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_damaged_is_made_again_beside_it(tmp_path: Path) -> None:
+    """A damaged model is made again, and is not removed under another's hands."""
+    draw_unet(tmp_path / "net.onnx", depth=1)
+    first = open_model(tmp_path / "net.onnx")
+    first.file.write_bytes(b"damaged")
+    second = open_model(tmp_path / "net.onnx")
+
+    assert second.manifest == first.manifest
+    assert second.file.parent != first.file.parent
+    assert open_model(tmp_path / "net.onnx") == second
