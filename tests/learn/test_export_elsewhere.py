@@ -1,0 +1,56 @@
+"""Engines of networks that were taken in from elsewhere, which needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from segbatch.cli import main
+from segbatch.infer.engine.choice import choose
+from segbatch.infer.engine.models import open_model
+from segbatch.settings import Settings
+from tests.infer.conftest import MakeModel
+
+SHAPE = ("--frame-shape", "96x128")
+pytestmark = pytest.mark.learn
+
+
+def test_an_engine_of_a_network_from_elsewhere_is_taken_by_itself(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    """Of a file without a manifest the engine goes where `process` looks when it is named again."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    source = folder / "plain.onnx"
+    source.write_bytes(make_model(net={"seed": 41}).file.read_bytes())
+    options = [*SHAPE, "--engine", "openvino", "--precision", "fp32", "--force"]
+    done = CliRunner().invoke(main, ["export-engine", str(source), *options])
+    model = open_model(source)
+    settings = msgspec.convert(
+        {"threads": 1, "model": str(source), "precision": "fp32", "engine": "openvino"}, Settings
+    )
+
+    assert done.exit_code == 0, done.output
+    assert f"segbatch process FOLDER --model {source}\n" in done.stdout
+    assert "--out DIR makes a folder" in done.stdout
+    assert {file.name for file in folder.iterdir()} == {"plain.onnx"}
+    assert choose(model, settings).artifact is not None
+
+
+def test_out_makes_a_folder_of_a_network_from_elsewhere(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    """With --out model and engine stand together, and the line to use them names that folder."""
+    source = tmp_path / "plain.onnx"
+    source.write_bytes(make_model(net={"seed": 42}).file.read_bytes())
+    out = tmp_path / "made"
+    options = [*SHAPE, "--precision", "fp32", "--force", "--out", str(out)]
+    done = CliRunner().invoke(main, ["export-engine", str(source), *options])
+
+    assert done.exit_code == 0, done.output
+    assert f"--model {out / 'plain.json'}" in done.stdout
+    assert "cache folder" not in done.stdout
+    assert {"plain.json", "plain.onnx"} < {file.name for file in out.iterdir()}
