@@ -26,8 +26,6 @@ from segbatch.infer.quality.observe import Observation, Request, observe
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
 # More would only wait for what is left to do here, one frame after another.
@@ -66,12 +64,7 @@ class Observers:
     def __enter__(self) -> Observers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def observe(self, pixels: NDArray[Any], ceiling: int | None) -> Observation:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 Activation = Literal["none", "sigmoid", "softmax"]
-SCHEMA = "segbatch.intake/1"
 
 
 class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

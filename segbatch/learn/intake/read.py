@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch.errors import ModelError, StorageError
+from segbatch.infer.engine.adopt import DESCRIPTIONS
 from segbatch.learn.intake.archive import opened
 from segbatch.learn.intake.facts import Facts
 from segbatch.learn.intake.finish import finish
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from segbatch.learn.intake.facts import Wishes
 
 Kind = Literal["package", "torchscript", "program", "weights", "onnx"]
-DESCRIPTIONS = ("bioimageio.yaml", "rdf.yaml", "bioimageio.yml", "rdf.yml")
 READ = (
     "a segbatch checkpoint, TorchScript, a program of torch.export, ONNX, or a bioimage.io package"
 )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from segbatch.errors import ModelError
+from segbatch.infer.engine.adopt import DESCRIPTIONS
 from segbatch.learn.intake.archive import opened
-from segbatch.learn.intake.read import DESCRIPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
