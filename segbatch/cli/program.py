@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -62,6 +63,7 @@ def main(verbose: bool, debug: bool) -> None:
     from segbatch import log
 
     _fill_closed_streams()
+    atexit.register(_let_go_of_stderr)
     log.configure(verbose=verbose)
 
 
@@ -76,3 +78,11 @@ def _fill_closed_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
+
+
+def _let_go_of_stderr() -> None:
+    """Drop what a full disk did not take of the log, for which Python would end with 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
