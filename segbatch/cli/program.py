@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -20,22 +22,45 @@ HELP = {"help_option_names": ["-h", "--help"]}
 class Program(click.Group):
     """The command group; reports our errors as got, wanted, remedy, without a traceback."""
 
+    _interrupted = False
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a command; SIGINT is remembered until the command takes signals itself."""
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            return super().main(*args, **kwargs)
+        self._interrupted = False
+        signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        signal.default_int_handler(number, frame)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a known error becomes a message and its exit code."""
         try:
             return super().invoke(ctx)
-        except SegbatchError as error:
-            self._report(ctx, error)
         except KeyboardInterrupt:
             ctx.exit(130)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise  # click ends quietly when a reader such as head went away
-            file = f" {error.filename}" if error.filename else ""
-            told = StorageError(
-                f"{error.strerror or error}:{file}", "files that answer", "segbatch doctor FOLDER"
-            )
-            self._report(ctx, told)
+        except Exception as error:
+            # An interrupt within a compiled module that is being loaded becomes whatever error
+            # that module makes of it: ssl raises TypeError("expected a message argument").
+            if self._interrupted:
+                ctx.exit(130)
+            # click ends quietly when a reader such as head went away
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                file = f" {error.filename}" if error.filename else ""
+                error = StorageError(
+                    f"{error.strerror or error}:{file}",
+                    "files that answer",
+                    "segbatch doctor FOLDER",
+                )
+            if isinstance(error, SegbatchError):
+                self._report(ctx, error)
+            raise
 
     @staticmethod
     def _report(ctx: click.Context, error: SegbatchError) -> NoReturn:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -94,6 +95,30 @@ def test_sigint_at_any_early_moment_leaves_nothing_half_done(folder: Path) -> No
     assert runs.segbatch("process", folder).returncode == 0
     assert len(runs.outcomes(folder)) == sum(runs.raw_frames(folder).values()) == 9
     assert runs.hidden_files(folder) == []
+
+
+INTERRUPTED_IMPORT = """
+import signal
+from segbatch.cli import main
+
+@main.command()
+def late() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise TypeError("expected a message argument")
+
+main(["late"])
+"""
+
+
+@posix
+def test_sigint_that_a_compiled_module_turns_into_another_error_ends_with_130() -> None:
+    """SIGINT within an import that makes a TypeError of it ends with 130 and no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def segbatch_with(streams: str, *arguments: object) -> subprocess.CompletedProcess[str]:
