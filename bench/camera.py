@@ -41,10 +41,15 @@ PROPERTIES = {
     "BitDepth": "10",
     "Mode": "Fluorescent Beads",
 }
+CHILD = "segbatch.acquire.camera.child"
 ENDING_S = 5.0  # in which the core is unloaded
 SAMPLE_S = 1.0
+ATTEMPT_FAILED = ("camera failed", "camera waiting", "the camera's process is gone")
 MARGIN_MS = 0.5  # its period grows a little on a busy machine
 SETTLED_S = 15.0  # until which memory is still being filled: ring buffer, engine, caches
+
+
+Memory = dict[str, list[tuple[float, float]]]  # of each process: s since it began, resident MiB
 
 
 def camera_options(exposure_ms: float, frames: int, kind: str) -> list[str]:
@@ -58,7 +63,7 @@ def calibrate(folder: Path, kind: str) -> float:
     """Return the exposure, ms, at which the simulated camera is no slower than the Zelux."""
     exposure_ms = 1000 / RATE_PER_S - 1
     for trial in range(3):
-        record = acquire(folder / f"trial_{trial}", exposure_ms, 120, kind, [])
+        record = acquire(folder / f"trial_{trial}", exposure_ms, 120, kind, {})
         if not record["period_ms"]:
             raise SystemExit(f"no calibration: {record['error']}")
         exposure_ms += 1000 / RATE_PER_S - record["period_ms"]
@@ -66,7 +71,7 @@ def calibrate(folder: Path, kind: str) -> float:
 
 
 def acquire(
-    out: Path, exposure_ms: float, frames: int, kind: str, memory: list[tuple[float, float]]
+    out: Path, exposure_ms: float, frames: int, kind: str, memory: Memory
 ) -> dict[str, Any]:
     """Run `segbatch acquire` and return its record; fill in its resident memory over time."""
     command = [*COMMAND, "acquire", *camera_options(exposure_ms, frames, kind), f"--out={out}"]
@@ -86,14 +91,29 @@ def failed(why: str) -> dict[str, Any]:
     raise SystemExit(why[-4000:])
 
 
-def watch(child: subprocess.Popen[str], memory: list[tuple[float, float]]) -> None:
-    """Note the child's resident memory, MiB, until it ends."""
+def watch(child: subprocess.Popen[str], memory: Memory) -> None:
+    """Note the child's resident memory until it ends."""
     begun = time.monotonic()
     process = psutil.Process(child.pid)
     while child.poll() is None:
-        with contextlib.suppress(psutil.Error):
-            memory.append((time.monotonic() - begun, process.memory_info().rss / 2**20))
+        note(memory, "acquire", process, begun)
         time.sleep(SAMPLE_S)
+
+
+def note(memory: Memory, name: str, process: psutil.Process, begun: float) -> None:
+    """Note the resident memory of one process."""
+    with contextlib.suppress(psutil.Error):
+        size = process.memory_info().rss / 2**20
+        memory.setdefault(name, []).append((time.monotonic() - begun, size))
+
+
+def note_all(memory: Memory, service: psutil.Process, begun: float) -> None:
+    """Note the resident memory of a service and of the process that drives its camera."""
+    note(memory, "service", service, begun)
+    with contextlib.suppress(psutil.Error):
+        for child in service.children():
+            if CHILD in child.cmdline():
+                note(memory, "camera", child, begun)
 
 
 def write_settings(
@@ -126,7 +146,7 @@ def statuses(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
 
 def serve(
     folder: Path, exposure_ms: float, frames: int, kind: str, patience_s: float, *, judge: bool
-) -> tuple[list[dict[str, Any]], list[str], dict[str, Any], list[tuple[float, float]]]:
+) -> tuple[list[dict[str, Any]], list[str], dict[str, Any], Memory]:
     """Run `segbatch serve` until it has worked off what the camera took.
 
     Returns the camera's records, what its log says of attempts that failed, the service's last
@@ -136,7 +156,7 @@ def serve(
     watched.mkdir()
     settings = folder / "segbatch.toml"
     write_settings(settings, watched, exposure_ms, frames, kind, judge=judge)
-    memory: list[tuple[float, float]] = []
+    memory: Memory = {}
     last: dict[str, Any] = {}
     with (folder / "serve.log").open("wb") as log_file:
         child = subprocess.Popen([*COMMAND, "serve", "--config", str(settings)], stderr=log_file)
@@ -146,7 +166,7 @@ def serve(
             until = begun + frames / RATE_PER_S + patience_s
             for status in statuses(child):
                 last = status
-                memory.append((time.monotonic() - begun, process.memory_info().rss / 2**20))
+                note_all(memory, process, begun)
                 camera = status.get("camera") or {}
                 done = sum(status["frames"].values())
                 if camera.get("frames_taken", 0) >= frames and done >= camera["frames_written"]:
@@ -172,7 +192,7 @@ def attempts_that_failed(log: str) -> list[str]:
     for line in log.splitlines():
         with contextlib.suppress(ValueError):
             said = json.loads(line)
-            if said.get("event") in ("camera failed", "camera waiting"):
+            if said.get("event") in ATTEMPT_FAILED:
                 whys.append(f"{said['event']}: {said.get('error')}")
     return whys
 
@@ -180,7 +200,7 @@ def attempts_that_failed(log: str) -> list[str]:
 def show(
     records: list[dict[str, Any]],
     status: dict[str, Any] | None,
-    memory: list[tuple[float, float]],
+    memory: Memory,
     witness: Witness,
 ) -> None:
     """Print the table."""
@@ -206,12 +226,14 @@ def show(
         rows["judged"] = sum(frames.values())
         rows |= {name: frames.get(name, 0) for name in ("segmented", "rejected", "failed")}
         rows["backlog at the end"] = status["backlog"]
-    last_s = memory[-1][0] - ENDING_S
-    settled = [size for at, size in memory if SETTLED_S < at < last_s] or [memory[-1][1]]
-    tenth = max(len(settled) // 10, 1)
-    rows["resident memory, MiB: begin"] = f"{sum(settled[:tenth]) / tenth:.0f}"
-    rows["resident memory, MiB: end"] = f"{sum(settled[-tenth:]) / tenth:.0f}"
-    rows["resident memory, MiB: most"] = f"{max(size for _, size in memory):.0f}"
+    for name, sizes in memory.items():
+        last_s = sizes[-1][0] - ENDING_S
+        settled = [size for at, size in sizes if SETTLED_S < at < last_s] or [sizes[-1][1]]
+        tenth = max(len(settled) // 10, 1)
+        begin, end = sum(settled[:tenth]) / tenth, sum(settled[-tenth:]) / tenth
+        peak = max(size for _, size in sizes)
+        row = f"resident memory, MiB: {name}, begin, end, most"
+        rows[row] = f"{begin:.0f}, {end:.0f}, {peak:.0f}"
     print("\n| | |\n|---|---|")
     for name, value in rows.items():
         print(f"| {name} | {value} |")
@@ -265,7 +287,7 @@ def main() -> None:
             raise SystemExit(f"{folder}: {free / 1e9:.0f} GB free, {needed / 1e9:.0f} GB needed")
         exposure_ms = calibrate(folder, given.format)
         print(f"exposure for {RATE_PER_S} frames/s: {exposure_ms:.3f} ms", flush=True)
-        memory: list[tuple[float, float]] = []
+        memory: Memory = {}
         status, attempts = None, list[str]()
         patience_s, judge = 60 * given.patience_minutes, not given.segment_all
         with Witness() as witness:

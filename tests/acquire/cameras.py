@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from segbatch.acquire.camera.apart import CHILD
 from segbatch.acquire.camera.door import open_camera
 from segbatch.acquire.source import open_source
 from segbatch.settings.sections import CameraSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from segbatch.acquire.camera.camera import Camera
     from segbatch.frame import Frame
@@ -69,3 +70,22 @@ def until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
 def camera_threads() -> list[str]:
     """Return the names of the camera's threads that are alive."""
     return [each.name for each in threading.enumerate() if each.name.startswith("camera-")]
+
+
+def camera_pids(owner: int, module: str = CHILD) -> list[int]:
+    """Return the processes that drive a camera, or run another module, for ``owner``."""
+    found = []
+    for children in Path("/proc").glob(f"{owner}/task/*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if module in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                    found.append(int(pid))
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended; it may wait to be asked how."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from segbatch.acquire.find import find_raw_files
+from tests.acquire.cameras import camera_pids, is_gone
 from tests.house.places import COMMAND
 from tests.service.systemd_room import Room, until, why_no_room
 from tests.service.threads import held_threads
@@ -280,6 +282,95 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any:
     address = struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton("192.0.2.1"))
     fcntl.ioctl(any, 0x8916, struct.pack("16s16s", b"lo:1", address))
 """
+
+
+CAMERA = """
+[camera]
+enabled = true
+backend = "python"
+device = "DemoCamera/DCam"
+exposure_ms = 20.0
+out = "{drop}"
+[camera.properties]
+OnCameraCCDXSize = 320
+OnCameraCCDYSize = 240
+"""
+
+
+def camera_acquires(service: Service, frames: int = 20) -> int:
+    """Wait until the camera takes frames in a new run; return its process, as this machine does."""
+    known = set(service.drop.iterdir())
+
+    def taken() -> bool:
+        new = set(service.drop.iterdir()) - known
+        return any(len(list(run.glob("img_*.tif"))) >= frames for run in new)
+
+    try:
+        until(taken, "frames of the camera")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{service.room.journal(UNIT)}") from None
+    (pid,) = camera_pids(service.pid)
+    return pid
+
+
+def camera_runs(service: Service) -> list[tuple[str, int, int]]:
+    """Return of each run of the camera its state, and the frames in its record and on the disk."""
+    found = []
+    for file in sorted(service.drop.glob("*/segbatch_camera.json")):
+        told = json.loads(file.read_text())
+        frames = [each for each in find_raw_files(file.parent) if each.suffix == ".tif"]
+        found.append((told["state"], told["written"], len(frames)))
+    return found
+
+
+@pytest.mark.parametrize("end", ["stop", "kill", "watchdog"])
+def test_the_camera_ends_its_run_however_the_service_ends(service: Service, end: str) -> None:
+    """Stopped, killed or aborted, the service leaves a run that is whole, before it starts anew."""
+    service.install(SETTINGS + CAMERA)
+    service.adjust("RestartSec=100ms", "WatchdogSec=3", "TimeoutAbortSec=10")
+    service.systemctl("start")
+    pid = camera_acquires(service)
+    if end == "stop":
+        service.systemctl("stop")
+        assert service.show("Result") == "success"
+    else:
+        os.kill(service.pid, signal.SIGKILL if end == "kill" else signal.SIGSTOP)
+        assert camera_acquires(service) != pid
+        service.systemctl("stop")
+    runs = camera_runs(service)
+
+    assert is_gone(pid)
+    assert len(runs) == (1 if end == "stop" else 2)
+    assert {state for state, _, _ in runs} == {"stopped"}
+    assert [written for _, written, _ in runs] == [there for _, _, there in runs]
+
+
+def test_a_stop_among_the_trials_of_engines_is_clean(service: Service) -> None:
+    """Stopped while an engine is tried, which the signal ends too, it has not failed."""
+    service.adjust("Environment=XDG_CACHE_HOME=/tmp", "ExecStartPre=")  # nothing is known there
+    service.room.run("systemctl", "start", "--no-block", UNIT)
+    trial = "segbatch.infer.engine.probe"
+    until(
+        lambda: int(service.show("MainPID")) and camera_pids(service.pid, trial),
+        "the trial of an engine",
+    )
+    service.systemctl("stop")
+
+    assert service.show("Result") == "success"
+    assert service.show("ExecMainStatus") == "143"
+
+
+def test_a_killed_camera_is_no_end_of_the_service(service: Service) -> None:
+    """With the camera's process killed the unit stays as it is, and takes frames again."""
+    service.install(SETTINGS + CAMERA)
+    service.systemctl("start")
+    os.kill(camera_acquires(service), signal.SIGKILL)
+    camera_acquires(service)
+    service.systemctl("stop")
+
+    assert service.show("Result") == "success"
+    assert service.show("NRestarts") == "0"
+    assert [state for state, _, _ in camera_runs(service)] == ["failed", "stopped"]
 
 
 def test_instance_runs_beside_others(service: Service) -> None:

@@ -67,6 +67,12 @@ def open_camera(settings: CameraSettings, *, port: int = PORT, ring_mib: int = R
     return _start(settings, ring_mib)
 
 
+def hanging_core() -> str:
+    """Return what a core in this process was asked and does not answer; empty where it answers."""
+    with _one_core:
+        return next((calls.silent for calls in _held if calls.silent), "")
+
+
 def _start(settings: CameraSettings, ring_mib: int) -> Camera:
     if not settings.config_file and not settings.device:
         raise SettingsError(

@@ -48,6 +48,19 @@ class CameraStatus(msgspec.Struct, frozen=True):
     retry_in_s: float | None = None
 
 
+class BackOff:
+    """How long to wait for the next attempt: 1 s, then twice as long each time, up to a minute."""
+
+    def __init__(self) -> None:
+        self._next_s = FIRST_RETRY_S
+
+    def after(self, lasted_s: float) -> float:
+        """Return the time to wait, s, after an attempt that failed when it had lasted so long."""
+        wait_s = FIRST_RETRY_S if lasted_s > HEALTHY_S else self._next_s
+        self._next_s = min(2 * wait_s, LONGEST_RETRY_S)
+        return wait_s
+
+
 class CameraSession:
     """Drives the camera until it is stopped or has taken its frames; never raises into its owner.
 
@@ -110,27 +123,29 @@ class CameraSession:
     def stop(self, timeout_s: float) -> bool:
         """Ask to stop; return whether the run was ended and the camera let go in time."""
         self.ask_to_stop()
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether it has ended, of itself or as asked, within that time."""
         if self._thread is None:
             return True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        retry_s = FIRST_RETRY_S
+        back_off = BackOff()
         while not self._stop.is_set() and not self._is_done():
             begun = time.monotonic()
             error = self._attempt()
             if error is None:
                 continue
-            if time.monotonic() - begun > HEALTHY_S:
-                retry_s = FIRST_RETRY_S
+            retry_s = back_off.after(time.monotonic() - begun)
             self._retry_at = time.monotonic() + retry_s
             passes = isinstance(error, CameraBusyError | NoRoomError)
             state: State = "waiting" if passes else "failed"
             self._set(state=state, error=str(error))
             _logger.warning("camera " + state, error=str(error), retry_in_s=retry_s)
             self._stop.wait(retry_s)
-            retry_s = min(2 * retry_s, LONGEST_RETRY_S)
             self._retry_at = None
         self._set(state="off", error=None)
 
@@ -154,6 +169,7 @@ class CameraSession:
                 settings,
                 lambda: new_run_folder(out),
                 self._follow,
+                on_folder=lambda folder, _: self._set(state="acquiring", run=str(folder)),
                 min_free_gib=self.min_free_gib,
             ).take(self._stop)
         except (SegbatchError, OSError) as error:

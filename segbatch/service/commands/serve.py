@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from segbatch import log
-from segbatch.errors import UsageError
+from segbatch.errors import SegbatchError, UsageError
 from segbatch.service.heap import bound_the_heap
 from segbatch.service.monitor.address import parse_listen
 from segbatch.service.runner.runner import Runner
@@ -47,6 +47,11 @@ def serve_command(folders: Sequence[str], load_settings: Callable[[], Settings])
         try:
             runner.start()
             runner.loop()
+        except SegbatchError as error:
+            if stopper.exit_code is None:
+                raise
+            # The signal reached the trial of an engine too, and ended it.
+            _logger.info("stopped before the engine was open", why=str(error))
         finally:
             stopper.event.set()
             runner.drain()

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from segbatch import __version__, log
-from segbatch.acquire.camera.session import CameraSession
+from segbatch.acquire.camera.apart import CameraProcess
 from segbatch.acquire.source import Source, open_source
 from segbatch.errors import EngineError, SegbatchError, UsageError
 from segbatch.service.heap import Heap
@@ -82,7 +82,7 @@ class Runner:
         self._under_way = UnderWay(state_folder)
         self._process = self._new_process(self._settings)
         self._trees: list[Tree] = []
-        self._camera: CameraSession | None = None
+        self._camera: CameraProcess | None = None
         self._pages: Pages | None = None
         self._pages_at, self._no_pages = 0.0, ""
         self._started = time.monotonic()
@@ -313,7 +313,7 @@ class Runner:
     def _start_camera(self) -> None:
         camera = self._settings.camera
         if camera.enabled:
-            self._camera = CameraSession(
+            self._camera = CameraProcess(
                 camera, self._wake.set, min_free_gib=self._settings.serve.min_free_gib
             )
             self._camera.start()

@@ -1,0 +1,173 @@
+"""A process that drives a camera: ``apart`` starts it, and ends it by a word or by its own end.
+
+    python -P -m segbatch.acquire.camera.child
+
+Its first line of input, a ``Begin``, says what to drive; the lines after it, each a ``Word``, say
+what is new. It answers with lines of its own, each a ``CameraStatus``: after each change, and in
+any case every ``BEAT_S``, by which the other end knows that it is not stuck.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import BinaryIO
+
+import msgspec
+
+from segbatch import log
+from segbatch.acquire.camera.door import hanging_core
+from segbatch.acquire.camera.run import FINISH_S
+from segbatch.acquire.camera.session import CameraSession, CameraStatus
+from segbatch.settings.sections import CameraSettings
+
+BEAT_S = 1.0
+STUCK_S = 5.0  # longest without a beat, beyond what an answer of the core may take
+CORE_HANGS = 75  # exit code; the last status says of what
+PAUSE_S = 0.05  # between two lines: a reader wants the newest only
+# Of glibc's malloc.h. Blocks of all sizes from its heaps, which are not given back between frames.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_logger = log.get_logger(__name__)
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """The first line: what to drive."""
+
+    settings: CameraSettings
+    port: int
+    min_free_gib: float
+
+
+class Word(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A later line: what is new."""
+
+    stop: bool = False
+    min_free_gib: float | None = None
+
+
+def longest_answer_s(settings: CameraSettings) -> float:
+    """Return the longest time, s, that one question to the camera's core may take."""
+    return settings.timeout_s + 2 * (settings.exposure_ms or 0.0) / 1000
+
+
+def longest_end_s(settings: CameraSettings) -> float:
+    """Return the time, s, in which a session that was asked to stop has ended, or never will.
+
+    An open camera answers the question under way, stops, empties its ring and is let go.
+    """
+    return FINISH_S + 4 * longest_answer_s(settings)
+
+
+def main() -> int:
+    """Drive the camera until its frames are taken or the input says or brings the end.
+
+    Returns the exit code: 0, or ``CORE_HANGS`` where nothing but the end of this process gets
+    rid of a core.
+    """
+    # Signals to the whole group are for the service, which says itself when to stop.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGABRT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _keep_what_was_freed()
+    pipe = Pipe()
+    log.configure()
+    heard = sys.stdin.buffer
+    first = heard.readline()
+    if not first:
+        return 0
+    begin = msgspec.json.decode(first, type=Begin)
+    changed = threading.Event()
+    session = CameraSession(
+        begin.settings, changed.set, port=begin.port, min_free_gib=begin.min_free_gib
+    )
+    alone, alone_since = threading.Event(), float("inf")
+    threading.Thread(target=_listen, args=(heard, session, alone), daemon=True).start()
+    bound_s = longest_answer_s(begin.settings) + STUCK_S
+    _end_where_stuck(bound_s)
+    session.start()
+    while not session.wait(PAUSE_S):
+        _end_where_stuck(bound_s)
+        changed.wait(BEAT_S)
+        changed.clear()
+        pipe.say(session.status)
+        # Its run has ended by then, with all that could be saved.
+        if session.status.state == "failed" and hanging_core():
+            return CORE_HANGS
+        if alone.is_set():
+            alone_since = min(alone_since, time.monotonic())
+            if time.monotonic() - alone_since > longest_end_s(begin.settings):
+                _logger.error("the camera does not let go: left", waiting_for=hanging_core())
+                return CORE_HANGS
+    faulthandler.cancel_dump_traceback_later()
+    pipe.say_at_last(session.status)
+    return 0
+
+
+def _keep_what_was_freed() -> None:
+    """Have the C library keep its memory: to page it in for each frame holds up the camera."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TOP_PAD, 1 << 24)
+
+
+def _end_where_stuck(bound_s: float) -> None:
+    """End this process unless this is called again in time.
+
+    A library that hangs may hold the interpreter's lock. This needs none, and says who has it.
+    """
+    faulthandler.dump_traceback_later(bound_s, exit=True, file=2)
+
+
+class Pipe:
+    """The way to the other end: whole lines, and none that somebody else printed.
+
+    Libraries print to descriptor 1, which leads to the log from here on.
+    """
+
+    def __init__(self) -> None:
+        self._pipe = os.dup(1)
+        os.dup2(2, 1)
+        self._rest = b""
+        self._may_wait(False)
+
+    def say(self, status: CameraStatus) -> None:
+        """Write a line, if there is room: where nobody reads, what comes later says more."""
+        data = self._rest + msgspec.json.encode(status) + b"\n"
+        with suppress(OSError):  # nobody is left to read: the frames are saved all the same
+            written = os.write(self._pipe, data)
+            begun = data[written - 1 : written] != b"\n"
+            self._rest = data[written:].partition(b"\n")[0] + b"\n" if begun else b""
+
+    def say_at_last(self, status: CameraStatus) -> None:
+        """Write the last line, however long it takes to be read."""
+        self._may_wait(True)
+        self.say(status)
+
+    def _may_wait(self, may: bool) -> None:
+        with suppress(OSError, AttributeError):  # not on Windows
+            os.set_blocking(self._pipe, may)
+
+
+def _listen(heard: BinaryIO, session: CameraSession, alone: threading.Event) -> None:
+    """Do what the lines say; where they end the service has ended, whichever way."""
+    for line in heard:
+        word = msgspec.json.decode(line, type=Word)
+        if word.min_free_gib is not None:
+            session.min_free_gib = word.min_free_gib
+        if word.stop:
+            session.ask_to_stop()
+    session.ask_to_stop()
+    alone.set()
+
+
+if __name__ == "__main__":
+    # All is on the disk: a library that hangs or crashes as it is unloaded must not matter.
+    os._exit(main())

@@ -1,0 +1,250 @@
+"""The service's camera in a process of its own: it may be killed, crash and hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from segbatch.acquire.camera.apart import CameraProcess
+from segbatch.acquire.camera.record import RECORD_NAME, CameraRecord
+from segbatch.acquire.camera.session import CameraStatus
+from segbatch.acquire.find import find_raw_files
+from tests.acquire.cameras import camera_settings, camera_threads, frames_in, is_gone, until
+
+if TYPE_CHECKING:
+    from segbatch.settings.sections import CameraSettings
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
+
+# A module that every Python process of the test begins with; in the one that drives a camera it
+# does something once that camera is open, as a library may.
+CUSTOM = """
+import ctypes, os, sys, threading, time
+from pathlib import Path
+
+def act():
+    while not getattr(sys.modules.get("segbatch.acquire.camera.door"), "_held", None):
+        time.sleep(0.01)
+    {act}
+
+once = Path({once!r})
+if "segbatch.acquire.camera.child" in sys.orig_argv and not once.exists():
+    once.touch()
+    threading.Thread(target=act, daemon=True).start()
+"""
+HANG_THE_CORE = (
+    'sys.modules["segbatch.acquire.camera.door"]._held[0].ask("x", lambda: time.sleep(999))'
+)
+HOLD_THE_LOCK = "ctypes.PyDLL(None).sleep(999)"  # a PyDLL keeps the interpreter's lock
+PRINT = "[os.write(1, b'half a line {') and time.sleep(0.001) for _ in range(10**6)]"
+
+
+class Driven:
+    """A camera in a process of its own, and all the states it went through."""
+
+    def __init__(self, settings: CameraSettings) -> None:
+        self.seen: list[CameraStatus] = []
+        self.camera = CameraProcess(settings, self.note)
+        self.camera.start()
+
+    def note(self) -> None:
+        """Keep the status after each change."""
+        self.seen.append(self.camera.status)
+
+    @property
+    def states(self) -> list[str]:
+        """The states in their order, each once."""
+        states = [status.state for status in self.seen]
+        return [one for i, one in enumerate(states) if not i or one != states[i - 1]]
+
+    def acquires(self, frames: int = 6) -> int:
+        """Wait until it takes so many frames more; return the process that does."""
+        begun = self.camera.status.frames_written
+        until(lambda: self.camera.status.frames_written >= begun + frames, "frames")
+        assert self.camera.status.state == "acquiring"
+        assert self.camera.pid is not None
+        return self.camera.pid
+
+    def failed(self) -> CameraStatus:
+        """Wait until it has failed; return the first such status."""
+        until(lambda: "failed" in self.states, "the failure")
+        return next(status for status in self.seen if status.state == "failed")
+
+
+def runs(out: Path) -> list[tuple[Path, CameraRecord]]:
+    """Return the runs in a folder, in the order in which they began."""
+    found = [
+        (file.parent, msgspec.json.decode(file.read_bytes(), type=CameraRecord))
+        for file in out.glob(f"*/{RECORD_NAME}")
+    ]
+    return sorted(found, key=lambda each: each[1].started_at)
+
+
+def let_act(monkeypatch: pytest.MonkeyPatch, folder: Path, act: str) -> None:
+    """Have the first process that drives a camera do something when that is open."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(CUSTOM.format(act=act, once=str(folder / "once")))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_it_takes_its_frames_and_ends(tmp_path: Path) -> None:
+    """With a number of frames it takes them, is off then, and leaves neither process nor thread."""
+    driven = Driven(camera_settings(frames=12, out=str(tmp_path)))
+    until(lambda: driven.states[-1:] == ["off"], "the end")
+
+    assert driven.camera.stop(20)
+    status = driven.camera.status
+    assert driven.states == ["connecting", "acquiring", "off"]
+    assert (status.frames_taken, status.frames_written, status.error) == (12, 12, None)
+    assert len(find_raw_files(tmp_path)) == 12
+    assert driven.camera.pid is None
+    assert camera_threads() == []
+
+
+def test_it_is_stopped_in_the_middle(tmp_path: Path) -> None:
+    """Asked to stop, twice, it ends its run, keeps its frames and lets go of the camera."""
+    for _ in range(2):
+        driven = Driven(camera_settings(frames=0, out=str(tmp_path)))
+        driven.acquires()
+        driven.camera.ask_to_stop()
+        assert driven.camera.stop(20)
+        assert driven.camera.status.state == "off"
+        assert "failed" not in driven.states
+
+    assert [record.state for _, record in runs(tmp_path)] == ["stopped", "stopped"]
+    assert all(len(find_raw_files(folder)) == record.taken for folder, record in runs(tmp_path))
+    assert camera_threads() == []
+
+
+def test_it_can_be_stopped_before_it_was_started(tmp_path: Path) -> None:
+    """Asking and stopping are answered before there is anything to stop."""
+    camera = CameraProcess(camera_settings(out=str(tmp_path)), lambda: None)
+    camera.ask_to_stop()
+    camera.start()
+
+    assert camera.stop(20)
+    assert camera.status.state == "off"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["ome-tiff", "ndtiff"])
+def test_a_killed_process_is_started_again(tmp_path: Path, kind: str) -> None:
+    """Killed with SIGKILL it fails by that name, its run too, and counts and takes what is left."""
+    driven = Driven(camera_settings(frames=400, out=str(tmp_path), format=kind))
+    os.kill(driven.acquires(100), signal.SIGKILL)
+    failed = driven.failed()
+    until(lambda: driven.states[-1] == "off", "the end")
+    assert driven.camera.stop(20)
+    (killed, first), (_, second) = runs(tmp_path)
+
+    assert driven.states == ["connecting", "acquiring", "failed", "connecting", "acquiring", "off"]
+    assert "ended by signal 9" in (failed.error or "")
+    assert 0 < (failed.retry_in_s or 0) <= 1
+    assert (first.state, first.error, second.state) == ("failed", failed.error, "complete")
+    assert first.ended_at is not None
+    assert first.taken == first.written + first.not_written
+    assert first.taken + second.taken == driven.camera.status.frames_taken == 400
+    assert first.written + second.written == driven.camera.status.frames_written
+    assert not list(killed.glob(".*"))
+    if kind == "ome-tiff":
+        assert len(frames_in(find_raw_files(killed))) == first.written >= 100
+
+
+def test_signals_to_the_group_are_for_the_service(tmp_path: Path) -> None:
+    """SIGINT, SIGTERM and SIGHUP, at any time, leave the camera alone."""
+    driven = Driven(camera_settings(frames=0, out=str(tmp_path)))
+    until(lambda: driven.camera.pid is not None, "a process")
+    pid = driven.camera.pid or 0
+    for _ in range(10):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(pid, number)
+    assert driven.acquires() == pid
+
+    assert driven.camera.stop(20)
+    assert [record.state for _, record in runs(tmp_path)] == ["stopped"]
+
+
+def test_a_process_that_stands_still_is_started_again(tmp_path: Path) -> None:
+    """A process that does not say a word for long is killed, its run fails, and all goes on."""
+    driven = Driven(camera_settings(frames=0, out=str(tmp_path), timeout_s=1.0))
+    pid = driven.acquires()
+    os.kill(pid, signal.SIGSTOP)
+    failed = driven.failed()
+    again = driven.acquires()
+
+    assert driven.camera.stop(20)
+    assert "did not say a word" in (failed.error or "")
+    assert again != pid
+    assert is_gone(pid)
+    assert [record.state for _, record in runs(tmp_path)] == ["failed", "stopped"]
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    """What does not end in time is killed, which is told, and its run's record says so."""
+    driven = Driven(camera_settings(frames=0, out=str(tmp_path)))
+    pid = driven.acquires()
+    os.kill(pid, signal.SIGSTOP)
+
+    assert not driven.camera.stop(0.5)
+    assert is_gone(pid)
+    assert driven.camera.status.state == "off"
+    ((_, record),) = runs(tmp_path)
+    assert record.state == "failed"
+    assert "did not end within 0.5 s" in (record.error or "")
+    assert camera_threads() == []
+
+
+def test_a_core_that_hangs_is_got_rid_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A core that does not answer ends with its process, and the next one takes frames."""
+    let_act(monkeypatch, tmp_path / "custom", HANG_THE_CORE)
+    driven = Driven(camera_settings(frames=0, out=str(tmp_path / "out"), timeout_s=1.0))
+    failed = driven.failed()
+    driven.acquires()
+
+    assert driven.camera.stop(20)
+    assert "core does not answer" in (failed.error or "")
+
+
+def test_a_library_that_holds_the_interpreter_is_got_rid_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that hangs and lets no thread run ends with its process, and all goes on."""
+    let_act(monkeypatch, tmp_path / "custom", HOLD_THE_LOCK)
+    driven = Driven(camera_settings(frames=0, out=str(tmp_path / "out"), timeout_s=1.0))
+    failed = driven.failed()
+    driven.acquires()
+
+    assert driven.camera.stop(20)
+    assert "ended with exit code 1" in (failed.error or "")
+
+
+def test_what_libraries_print_is_not_taken_for_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed on descriptor 1 goes to the log, and every status comes through."""
+    let_act(monkeypatch, tmp_path / "custom", PRINT)
+    driven = Driven(camera_settings(frames=100, out=str(tmp_path / "out")))
+    until(lambda: driven.states[-1:] == ["off"], "the end")
+
+    assert driven.camera.stop(20)
+    assert driven.states == ["connecting", "acquiring", "off"]
+    assert "half a line {" in capfd.readouterr().err
+
+
+def test_a_change_of_the_room_reaches_the_process(tmp_path: Path) -> None:
+    """Room that is asked for anew is looked at by the next attempt, in the other process."""
+    camera = CameraProcess(camera_settings(out=str(tmp_path)), lambda: None, min_free_gib=1e6)
+    camera.start()
+    until(lambda: camera.status.state == "waiting", "a wait for room")
+    told = camera.status
+    camera.min_free_gib = 0.0
+    until(lambda: camera.status.frames_written == 20, "the frames")
+
+    assert camera.stop(20)
+    assert "MiB left" in (told.error or "")
+    assert camera.min_free_gib == 0.0

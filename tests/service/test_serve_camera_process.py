@@ -1,0 +1,124 @@
+"""The service and the process that drives its camera: either may be killed, frames stay counted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segbatch.acquire.camera.files import PARTIAL_SUFFIX
+from tests.acquire.cameras import camera_pids, is_gone, until
+from tests.service.serving import Service
+from tests.service.test_serve_camera import camera_records, image_numbers, write_settings
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Path:
+    """Return the folder that the camera writes to and the service watches."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+def serve(watched: Path) -> Service:
+    """Start a service whose camera takes frames without end into one folder."""
+    config = write_settings(watched.parent / "segbatch.toml", watched, frames_per_run=0)
+    return Service([], watched.parent / "state", config=config)
+
+
+def acquires(service: Service, frames: int = 20) -> tuple[dict[str, Any], int]:
+    """Wait for so many frames more; return the camera's status and its process."""
+    camera = service.until(lambda: service.status()["camera"])
+    wanted = camera["frames_written"] + frames
+    service.until(lambda: service.status()["camera"]["frames_written"] >= wanted)
+    camera = service.status()["camera"]
+    assert camera["state"] == "acquiring"
+    (pid,) = camera_pids(service.process.pid)
+    return camera, pid
+
+
+def descriptors(pid: int) -> list[str]:
+    """Return what a process holds open."""
+    held = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            held.append(str(each.readlink()))
+    return held
+
+
+def whole(folder: Path, told: dict[str, Any]) -> bool:
+    """Tell whether the frames on the disk are those of the record, without a hole."""
+    numbers = image_numbers(folder)
+    return len(numbers) == told["written"] and numbers == [*range(numbers[0], numbers[-1] + 1)]
+
+
+def test_the_camera_is_killed_and_goes_on(watched: Path) -> None:
+    """With its process killed the camera has failed, goes on by itself, and counts on."""
+    with serve(watched) as service:
+        before, pid = acquires(service)
+        os.kill(pid, signal.SIGKILL)
+        (lost,) = service.until(lambda: service.said("the camera's process is gone"))
+        service.until(lambda: len(service.said("acquisition begins")) == 2)
+        after, again = acquires(service)
+        assert service.end() == 143
+    (killed, first), (_, second) = camera_records(watched).items()
+
+    assert again != pid
+    assert "ended by signal 9" in lost["error"]
+    assert lost["error"] == first["error"]
+    assert (first["state"], second["state"]) == ("failed", "stopped")
+    assert after["frames_written"] > first["written"] >= before["frames_written"]
+    assert first["written"] == len(image_numbers(killed))
+    assert first["taken"] == first["written"] + first["not_written"]
+
+
+def test_the_service_is_killed_and_its_camera_ends(watched: Path) -> None:
+    """With the service killed, the camera's process ends its run, whole, and then itself."""
+    with serve(watched) as service:
+        _, pid = acquires(service)
+        service.process.kill()
+        service.process.wait()
+        until(lambda: is_gone(pid), "the end of the camera's process")
+    ((folder, told),) = camera_records(watched).items()
+
+    assert (told["state"], told["error"], told["not_written"]) == ("stopped", None, 0)
+    assert whole(folder, told)
+    assert not list(folder.glob(f".*{PARTIAL_SUFFIX}"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_all_drains(watched: Path, number: int, code: int) -> None:
+    """A signal that reaches the camera's process too ends the service as one to it alone does."""
+    with serve(watched) as service:
+        _, pid = acquires(service)
+        os.kill(pid, number)
+        assert service.end(number) == code
+        assert is_gone(pid)
+        assert not service.said("the camera's process is gone")
+    ((folder, told),) = camera_records(watched).items()
+
+    assert (told["state"], told["error"], told["not_written"]) == ("stopped", None, 0)
+    assert whole(folder, told)
+
+
+def test_the_camera_has_nothing_of_the_service(watched: Path) -> None:
+    """Its process has the service's priority in all threads, and no lock and no socket of it."""
+    with serve(watched) as service:
+        _, pid = acquires(service)
+        tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+        priorities = {os.getpriority(os.PRIO_PROCESS, task) for task in tasks}
+        held = descriptors(pid)
+        own = os.getpriority(os.PRIO_PROCESS, service.process.pid)
+        assert service.end() == 143
+
+    assert priorities == {own}
+    assert not [
+        name for name in held if name.startswith(("socket:", str(watched.parent / "state")))
+    ]
+    assert len({name for name in held if name.startswith("pipe:")}) <= 3
