@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,25 +20,62 @@ from segbatch.errors import SegbatchError, StorageError
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
+# Commands whose answer with --json has a list of runs, which is there in an error, too.
+OF_RUNS = ("acquire", "process")
+LOOK_S, MOST_LOOKS = 0.02, 500
+_AT_FIRST: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+
+
 class Program(click.Group):
     """The command group; reports our errors as got, wanted, remedy, without a traceback."""
 
-    _interrupted = False
+    _stopped = 0  # the exit code, where a signal came
+    _looks = 0
+    _given: tuple[str, ...] = ()
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run as a command; SIGINT is remembered until the command takes signals itself."""
-        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            return super().main(*args, **kwargs)
-        self._interrupted = False
-        signal.signal(signal.SIGINT, self._interrupt)
+        """Run as a command; SIGINT and SIGTERM unwind it until it takes signals itself."""
+        self._stopped = self._looks = 0
+        taken = [each for each, first in _AT_FIRST.items() if signal.getsignal(each) == first]
+        for number in taken:
+            signal.signal(number, self._stop)
         try:
             return super().main(*args, **kwargs)
         finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number in taken:
+                signal.signal(number, _AT_FIRST[number])
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
-        signal.default_int_handler(number, frame)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        # Compiled modules that are being loaded swallow what is raised in them, or make another
+        # error of it (numpy, ssl): look again when that is over.
+        self._looks += 1
+        if _is_importing(frame) and self._looks < MOST_LOOKS:
+            again = threading.Timer(LOOK_S, signal.raise_signal, [number])
+            again.daemon = True
+            again.start()
+            return
+        self._stopped = 128 + number
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        raise SystemExit(self._stopped)
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Parse what stands before the command's name."""
+        self._given = tuple(args)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as error:
+            self._answer(_told(error))
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a known error becomes a message and its exit code."""
@@ -45,11 +83,12 @@ class Program(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(130)
+        except click.ClickException as error:
+            self._answer(_told(error))
+            raise
         except Exception as error:
-            # An interrupt within a compiled module that is being loaded becomes whatever error
-            # that module makes of it: ssl raises TypeError("expected a message argument").
-            if self._interrupted:
-                ctx.exit(130)
+            if self._stopped:  # and became another error on its way
+                ctx.exit(self._stopped)
             # click ends quietly when a reader such as head went away
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 file = f" {error.filename}" if error.filename else ""
@@ -62,16 +101,47 @@ class Program(click.Group):
                 self._report(ctx, error)
             raise
 
-    @staticmethod
-    def _report(ctx: click.Context, error: SegbatchError) -> NoReturn:
+    def _report(self, ctx: click.Context, error: SegbatchError) -> NoReturn:
         from segbatch import log
 
         if ctx.params.get("debug"):
             traceback.print_exc()
         log.report_error(error)
-        if "--json" in sys.argv[1:]:
-            click.echo(json.dumps({"runs": [], "error": error.as_dict()}, indent=2))
+        self._answer(error.as_dict())
         ctx.exit(error.exit_code)
+
+    def _answer(self, told: dict[str, str | int]) -> None:
+        """Print an error on stdout, where the command takes --json and it was given."""
+        given = self._given
+        name = next((each for each in given if not each.startswith("-")), "")
+        command = self.commands.get(name)
+        flags = given[: given.index("--")] if "--" in given else given
+        if command is None or "--json" not in flags:
+            return
+        if any("--json" in option.opts for option in command.params):
+            runs: dict[str, Any] = {"runs": []} if name in OF_RUNS else {}
+            click.echo(json.dumps({**runs, "error": told}, indent=2))
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _told(error: click.ClickException) -> dict[str, str | int]:
+    """Return what ``--json`` says of an argument that click refused."""
+    context = getattr(error, "ctx", None)
+    usage = context.get_usage().removeprefix("Usage: ") if context is not None else ""
+    remedy = f"{context.command_path} --help" if context is not None else ""
+    return {
+        "got": error.format_message(),
+        "wanted": " ".join(usage.split()),
+        "remedy": remedy,
+        "exit_code": error.exit_code,
+    }
 
 
 @click.group(cls=Program, context_settings=HELP)
@@ -89,6 +159,8 @@ def main(verbose: bool, debug: bool) -> None:
 
     _fill_closed_streams()
     atexit.register(_let_go_of_stderr)
+    # When all is done: native libraries that are being unloaded crash where Python raises in them.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     log.configure(verbose=verbose)
 
 

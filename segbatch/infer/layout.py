@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from segbatch.errors import EngineError, SettingsError
-from segbatch.infer.tiles import Axis, Grid, axis, forced, plan
+from segbatch.infer.tiles import Axis, Grid, axis, forced, plan, up
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.door import Opened, Shape
+    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.door import Opened
     from segbatch.settings import Settings
 
 log = get_logger(__name__)
@@ -103,26 +104,49 @@ def _of_engine(
     shape: tuple[int, int], stride: int, halo: int, input_shape: Shape, margin: int
 ) -> Layout:
     """Lay tiles of the one size that an engine takes; a GPU has one stream, its own order."""
-    batch, _, *sides = input_shape
+    grid = grid_of_engine(shape, stride, halo, input_shape, margin)
+    if any(each.padded > up(each.length + margin, stride) for each in (grid.y, grid.x)):
+        log.warning(
+            "frames are smaller than the engine's input and are mirrored out to it: masks "
+            "within the halo of that edge may differ from those of another engine",
+            frame_shape=shape,
+            input_shape=input_shape,
+            remedy=f"segbatch export-engine MODEL --frame-shape {shape[0]}x{shape[1]}",
+        )
+    return Layout(grid, input_shape[0], 1)
+
+
+def grid_of_engine(
+    shape: tuple[int, int], stride: int, halo: int, input_shape: Shape, margin: int = 0
+) -> Grid:
+    """Return the tiles of the one size that an engine takes.
+
+    A frame that is smaller is mirrored out to one tile.
+
+    Parameters
+    ----------
+    shape
+        (Y, X) of the frame, pixels.
+    stride, halo, margin
+        As in ``tiles.axis``.
+    input_shape
+        The engine's.
+
+    Raises
+    ------
+    EngineError
+        The engine is too small for the halo.
+    """
     axes = []
-    for length, side in zip(shape, sides, strict=True):
+    for length, side in zip(shape, input_shape[2:], strict=True):
         try:
             found = axis(length, stride, halo, side, margin)
         except SettingsError as error:
             raise EngineError(
-                f"frames of {shape[0]} x {shape[1]} px, and an engine for {sides[0]} x {sides[1]}",
+                f"frames of {shape[0]} x {shape[1]} px, and an engine for "
+                f"{input_shape[2]} x {input_shape[3]}",
                 f"an engine for at least {2 * halo + stride} px a side, or for the whole frame",
                 f"segbatch export-engine MODEL --frame-shape {shape[0]}x{shape[1]}",
             ) from error
-        if found.tile < side:
-            log.warning(
-                "frames are smaller than the engine's input and are mirrored out to it: masks "
-                "within the halo of that edge may differ from those of another engine",
-                frame_shape=shape,
-                input_shape=input_shape,
-                remedy=f"segbatch export-engine MODEL --frame-shape {shape[0]}x{shape[1]}",
-            )
-            found = Axis(length, side, side, found.halo, 1)
-        axes.append(found)
-    grid = Grid(axes[0], axes[1])
-    return Layout(grid, min(batch, grid.count), 1)
+        axes.append(Axis(length, side, side, found.halo, 1) if found.tile < side else found)
+    return Grid(axes[0], axes[1])

@@ -27,15 +27,14 @@ from segbatch.infer.engine.artifact import (
     load_artifact,
     manifest_path,
     own_folder,
+    read_manifest,
     write_artifact,
 )
 from segbatch.infer.engine.choice import choose
-from segbatch.infer.engine.compiled import MOST_KEPT
 from segbatch.infer.engine.door import open_chosen, open_engine
 from segbatch.infer.engine.machine import processor_id
 from segbatch.infer.engine.manifest import DatasetMax, Model
 from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.openvino_engine import OpenVinoEngine
 from segbatch.infer.engine.probe import Probe, probe
 from segbatch.infer.engine.probe import _name as probe_name
 from segbatch.infer.segment import Segmentation, Segmenter
@@ -306,62 +305,6 @@ def test_masks_of_no_number_are_an_error(make_model: MakeModel) -> None:
         segmented(model, np.full((16, 16), 30000, np.uint16), precision="int8")
 
 
-def logits_of(engine: OpenVinoEngine, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """Return the logits of one noise image."""
-    with engine.request(shape, 1) as request:
-        request.input[...] = np.random.default_rng(1).random(shape, np.float32)
-        return np.array(request.infer())
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_graph_from_the_cache_computes_the_same(precision: str, make_model: MakeModel) -> None:
-    """A graph that was kept gives the logits of one that was just compiled, bit by bit."""
-    file = make_model(net={"seed": 81}).file
-    folder = cache.cache_folder() / "openvino"
-    before = set(folder.glob("*")) if folder.exists() else set()
-    first, second, plain = (
-        OpenVinoEngine(file, precision, 1, cached=cached) for cached in (True, True, False)
-    )
-    wanted = logits_of(plain, (1, 1, 64, 64))
-
-    assert np.array_equal(logits_of(first, (1, 1, 64, 64)), wanted)
-    assert len(set(folder.glob("*")) - before) == 1
-    assert np.array_equal(logits_of(second, (1, 1, 64, 64)), wanted)
-
-
-def test_a_damaged_graph_is_compiled_again(make_model: MakeModel) -> None:
-    """A graph whose bytes changed is never handed to the library, and the log says so."""
-    file = make_model(net={"seed": 82}).file
-    wanted = logits_of(OpenVinoEngine(file, "fp32", 1, cached=True), (1, 1, 32, 32))
-    for kept in (cache.cache_folder() / "openvino").glob("*.graph"):
-        kept.write_bytes(kept.read_bytes()[:-7])
-    with capture_logs() as lines:
-        found = logits_of(OpenVinoEngine(file, "fp32", 1, cached=True), (1, 1, 32, 32))
-
-    assert np.array_equal(found, wanted)
-    assert any("damaged" in line["event"] for line in lines)
-
-
-def test_graphs_do_not_pile_up(make_model: MakeModel) -> None:
-    """However many shapes come along, the cache keeps a few."""
-    engine = OpenVinoEngine(make_model(net={"seed": 83}).file, "fp32", 1, cached=True)
-    for rows in range(1, MOST_KEPT + 4):
-        logits_of(engine, (1, 1, 4 * rows, 8))
-
-    assert len(list((cache.cache_folder() / "openvino").iterdir())) == MOST_KEPT
-
-
-def test_a_home_that_cannot_be_written_costs_only_time(
-    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where no cache folder can exist the graph is compiled each time."""
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    engine = OpenVinoEngine(make_model().file, "fp32", 1, cached=True)
-
-    assert logits_of(engine, (1, 1, 16, 16)).shape == (1, 1, 16, 16)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -439,3 +382,50 @@ def test_what_the_processor_cannot_is_kept(make_model: MakeModel) -> None:
     for reason, lasting in (("this processor does not compute in fp32", True), ("rain", False)):
         cache.keep(name, Probe(usable=False, reason=reason))
         assert (probe(gone, sha256, "onnxruntime", "fp32", 1, 4).reason == reason) is lasting
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("speed", "engine_ms"), -1.0),
+        (("speed", "frame_shape"), [0, 128]),
+        (("speed", "others"), {"openvino fp32": -2.0}),
+        (("parity", "tolerance"), 7.0),
+        (("parity", "likeness"), []),
+        (("parity", "likeness", 0, "mask_agreement"), 7.0),
+        (("parity", "likeness", 0, "iou"), -0.1),
+        (("parity", "likeness", 0, "max_probability_difference"), 2.0),
+        (("input_shape",), [1, 1, -8, 0]),
+        (("build_s",), -1),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(
+    where: tuple[str | int, ...], value: object, make_model: MakeModel
+) -> None:
+    """A manifest whose figures nobody can have measured is no manifest, and the figure is named."""
+    file = leave(complete(make_model()), "openvino", "int8")
+    content = msgspec.json.decode(file.read_bytes())
+    inner = content
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    file.write_bytes(msgspec.json.encode(content))
+    with pytest.raises(EngineError) as caught:
+        read_manifest(file)
+
+    named = [str(key) for key in where if isinstance(key, str)]
+    assert named[-1] in caught.value.got
+    assert "--rebuild" in caught.value.remedy
+
+
+def test_no_number_is_no_figure(make_model: MakeModel) -> None:
+    """NaN, infinity and numbers beyond all bounds are refused, and so is text of another code."""
+    file = leave(complete(make_model()), "openvino", "int8")
+    content = file.read_bytes()
+    for value in (b"NaN", b"Infinity", b"1e999", b'"\xff"'):
+        file.write_bytes(content.replace(b'"engine_ms": 1.0', b'"engine_ms": ' + value))
+        with pytest.raises(EngineError, match="engine manifest"):
+            read_manifest(file)
+    file.write_bytes(content.replace(b'"net.openvino-int8.onnx"', b'"a\\u0000b"'))
+    with pytest.raises(EngineError, match="plain file name"):
+        load_artifact(file)

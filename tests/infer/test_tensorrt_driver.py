@@ -5,14 +5,24 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from segbatch.infer.engine.tensorrt import driver
-from segbatch.infer.engine.tensorrt.driver import ask, ask_driver, unsupported, why_unusable
+from segbatch.infer.engine.tensorrt.driver import (
+    Answer,
+    Gpu,
+    ask,
+    ask_driver,
+    lately,
+    unsupported,
+    why_unusable,
+)
 from segbatch.infer.engine.tensorrt.flavour import load
 from tests.infer.rtx import needs_rtx
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 here = ask_driver()
@@ -85,6 +95,47 @@ def test_an_interpreter_that_is_gone_becomes_words(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
     assert "cannot be started" in (why_unusable("tensorrt_rtx") or "")
+
+
+def count_askers(
+    answer: Answer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], int]:
+    """Let whoever asks be given ``answer`` by a process of its own; return what counts those."""
+    said = msgspec.json.encode(answer).decode()
+    code = f"""import os
+os.write(os.open({str(folder / "asked")!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY), b".")
+os.write(1, b"\\n" + {said!r}.encode() + b"\\n")
+os._exit(0)
+"""
+    put_on_path("tensorrt", code, folder, monkeypatch)
+    monkeypatch.setattr(driver, "_answers", {})
+    return lambda: (folder / "asked").stat().st_size
+
+
+def test_a_gpu_is_asked_once_for_choosing_and_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that can be used is remembered for a moment, and asked again after that."""
+    found = Answer(gpu=Gpu("RTX 4070", "8.9", 46, 12 << 30, "580.65", "13.0"), version="11.0")
+    asked = count_askers(found, tmp_path, monkeypatch)
+
+    assert why_unusable("tensorrt") is None
+    assert [lately("tensorrt"), lately("tensorrt")] == [found, found]
+    assert asked() == 1
+    monkeypatch.setattr(driver, "REMEMBERED_S", 0.0)
+    assert lately("tensorrt") == found
+    assert asked() == 2
+
+
+def test_a_gpu_that_is_missing_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That no GPU can be used is asked anew each time: it may be there by now."""
+    missing = Answer("the NVIDIA driver shows no GPU")
+    asked = count_askers(missing, tmp_path, monkeypatch)
+
+    assert [lately("tensorrt"), lately("tensorrt")] == [missing, missing]
+    assert asked() == 2
 
 
 @pytest.mark.parametrize(

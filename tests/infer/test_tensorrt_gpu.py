@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from segbatch.infer.engine.kept import kept_file
 from segbatch.infer.engine.tensorrt import TensorRtEngine, why_unusable
-from segbatch.infer.engine.tensorrt.caches import cache_file
 from segbatch.infer.engine.tensorrt.device import CudaDevice, DeviceMemoryError
 from tests.infer.rtx import SHAPE, SOURCE, needs_rtx, small_engine
 
@@ -101,7 +101,7 @@ def test_many_threads_get_their_own(engine: TensorRtEngine, tmp_path: Path) -> N
 @needs_rtx
 def test_what_was_compiled_is_kept(engine: TensorRtEngine) -> None:
     """Opening an engine leaves its compiled kernels in the user's cache, for this user alone."""
-    folder = cache_file("runtime", engine.version).parent
+    folder = kept_file("tensorrt", "runtime", engine.version).parent
 
     kept = [file for file in folder.iterdir() if file.name.startswith("runtime-")]
 

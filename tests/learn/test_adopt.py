@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import nn
 
 from segbatch.errors import ModelError
 from segbatch.infer.engine import adopt, cache
 from segbatch.infer.engine.manifest import load_model
 from segbatch.infer.engine.models import open_model
+from segbatch.learn.intake.forms.export import module_to_onnx
 from tests.infer.networks import draw_unet
+from tests.learn.packages import Package, counts, network, run
 
 pytestmark = [pytest.mark.learn, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -170,3 +174,87 @@ def test_what_is_damaged_is_made_again_beside_it(tmp_path: Path) -> None:
     assert second.manifest == first.manifest
     assert second.file.parent != first.file.parent
     assert open_model(tmp_path / "net.onnx") == second
+
+
+def package(folder: Path, **changes: object) -> Package:
+    """Return a bioimage.io package of one class, with links to nothing else."""
+    image = counts()
+    answer = 1 / (1 + np.exp(-run(network(), image).astype(np.float64)))
+    made = Package(folder, "0.5.4", network(), [], [("sigmoid", {})], image, answer)
+    made.told.update(changes)
+    return made
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "rdf"])
+@pytest.mark.parametrize("changed", ["test_input.npy", "test_output.npy", "weights.onnx"])
+def test_every_file_of_a_package_counts(form: str, changed: str, tmp_path: Path) -> None:
+    """A package is tried anew when any file that was read to take it in has changed."""
+    made = package(tmp_path / "p")
+    del made.told["weights"]["onnx"]["sha256"]
+
+    def source() -> Path:
+        if form == "zip":
+            return made.zipped()
+        return made.write() / ("rdf.yaml" if form == "rdf" else "")
+
+    opened = open_model(source())
+    file = tmp_path / "p" / changed
+    whole = file.read_bytes()
+    if changed.endswith(".npy"):
+        np.save(file, np.load(file) * 0 + 0.5)
+    else:
+        file.write_bytes(module_to_onnx(network(seed=1), "other").SerializeToString())
+    with pytest.raises(ModelError, match="not reproduced"):
+        open_model(source())
+    file.write_bytes(whole)
+
+    # An archive that is written again holds other times.
+    assert open_model(source()).manifest.sha256 == opened.manifest.sha256
+
+
+def test_a_package_behind_a_link_is_taken_in_once(tmp_path: Path) -> None:
+    """A package whose folder is reached through a link opens what was kept before."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "p").symlink_to(package(tmp_path / "deep" / "er" / "p").write())
+    opened = open_model(tmp_path / "p")
+
+    assert opened.manifest.source is not None
+    assert set(opened.manifest.source.files) == {
+        *("rdf.yaml", "test_input.npy", "test_output.npy", "weights.onnx")
+    }
+    with capture_logs() as lines:
+        assert open_model(tmp_path / "p") == opened
+    assert not any("taken in" in line["event"] for line in lines)
+
+
+def test_a_model_is_called_after_what_is_named_now(tmp_path: Path) -> None:
+    """The same content under two names is two models, each called as it was named."""
+    draw_unet(tmp_path / "one.onnx", depth=1)
+    (tmp_path / "two.onnx").write_bytes((tmp_path / "one.onnx").read_bytes())
+    for name in ("three", "four"):
+        package(tmp_path / name, name="").write()
+    named = ("one.onnx", "two.onnx", "three", "four", "one.onnx", "three")
+    names = [open_model(tmp_path / name).manifest.name for name in named]
+
+    assert names == ["one", "two", "three", "four", "one", "three"]
+
+
+def test_a_manifest_does_not_tell_where_its_source_lay(tmp_path: Path) -> None:
+    """The same package at two places is one model, also where some of it was refused."""
+    folder = tmp_path / "one" / "p"
+    made = package(folder)
+    torch.jit.trace(network(), torch.zeros(1, 1, 32, 32)).save(folder / "weights.pt")
+    made.told["weights"]["torchscript"] = {"source": "weights.pt"}
+    odd = onnx.load(folder / "weights.onnx")
+    odd.graph.node[0].domain = "com.evil"
+    onnx.save(odd, folder / "weights.onnx")
+    del made.told["weights"]["onnx"]["sha256"]
+    zipped, opened = open_model(made.zipped()), open_model(folder)
+    shutil.copytree(folder, tmp_path / "two" / "p")
+
+    assert open_model(tmp_path / "two" / "p") == opened
+    for manifest in (zipped.manifest, opened.manifest):
+        assert manifest.source is not None
+        assert any("com.evil" in each for each in manifest.source.assumed)
+        assert str(tmp_path) not in str(manifest)
+        assert "segbatch-" not in str(manifest.source.assumed)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 
 from segbatch.cli import main
@@ -54,3 +56,20 @@ def test_out_makes_a_folder_of_a_network_from_elsewhere(
     assert f"--model {out / 'plain.json'}" in done.stdout
     assert "cache folder" not in done.stdout
     assert {"plain.json", "plain.onnx"} < {file.name for file in out.iterdir()}
+
+
+@pytest.mark.parametrize("command", ["export-engine", "process"])
+def test_an_architecture_is_refused_where_there_is_one(
+    command: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    """`--arch` with a file that says itself what it is ends with exit code 2, and says so."""
+    source = tmp_path / "plain.onnx"
+    source.write_bytes(make_model(net={"seed": 43}).file.read_bytes())
+    tifffile.imwrite(tmp_path / "frame.tif", np.zeros((96, 128), np.uint16))
+    named = [str(source)] if command == "export-engine" else [str(tmp_path / "frame.tif")]
+    named += ["--model", str(source)] if command == "process" else []
+    done = CliRunner().invoke(main, [command, *named, "--arch", "smp-unet-resnet34"])
+
+    assert done.exit_code == 2, done.output
+    assert "smp-unet-resnet34 with model" in done.output
+    assert "leave --arch out" in done.output

@@ -212,3 +212,57 @@ def test_a_trial_that_died_fails(own_cache: Path, monkeypatch: pytest.MonkeyPatc
 
     assert line["outcome"] == "failed"
     assert "died of signal 11" in line["why"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (b"", 3, "truncated"),
+        (b'{"model": "beads", "file": "b', 3, "truncated"),
+        (b'{"model": "\xff"}', 3, "utf-8"),
+        (b"[" * 100000, 3, "array"),
+        (b'{"schema": "segbatch.model/1"}', 3, "segbatch.model/1"),
+    ],
+)
+def test_a_manifest_of_no_sense_is_said(
+    content: bytes, code: int, said: str, own_cache: Path
+) -> None:
+    """A manifest that is cut off, or none at all, is an error; its model lists it with that."""
+    where = leave(own_cache / "made")
+    for name in ("beads.json", "beads.onnx"):
+        (where.parent / name).write_bytes((SHIPPED.parent / name).read_bytes())
+    where.write_bytes(content)
+
+    error = run("engine-info", str(where), code=code)["error"]
+    assert said in error["got"]
+    assert f"--rebuild {where}" in error["remedy"]
+    assert (
+        said in run("engine-info", str(where.with_name("beads.json")))["engines_made"][str(where)]
+    )
+
+
+@pytest.mark.parametrize("kind", ["frame.tif", "empty", "empty.onnx", "empty.json"])
+def test_other_files_are_no_engines(kind: str, own_cache: Path) -> None:
+    """A frame and empty files end with exit code 3 and what was wanted."""
+    file = own_cache / kind
+    file.write_bytes(b"II*\0" + bytes(60) if kind == "frame.tif" else b"")
+    error = run("engine-info", str(file), code=3)["error"]
+
+    assert str(file) in error["got"]
+    assert error["wanted"]
+
+
+def test_of_a_folder_the_engines_are_named(own_cache: Path) -> None:
+    """A folder is no engine: exit code 2, and the engines in it are told."""
+    where = leave(own_cache / "made")
+    assert str(where) in run("engine-info", str(where.parent), code=2)["error"]["remedy"]
+    assert "a folder" in run("engine-info", str(own_cache), code=2)["error"]["got"]
+
+
+def test_what_would_steer_a_terminal_is_escaped(own_cache: Path) -> None:
+    """Words of a manifest are printed without their control characters."""
+    where = leave(own_cache / "made", options={"frames": "\x1b[2Jrun"})
+    done = CliRunner().invoke(main, ["engine-info", str(where)])
+
+    assert "\x1b" not in done.stdout
+    assert "\\x1b[2Jrun" in done.stdout

@@ -19,13 +19,18 @@ from pathlib import Path
 
 from segbatch import __version__
 from segbatch.errors import ModelError, StorageError, UsageError
+from segbatch.infer.engine.adopted import BEING_MADE, hold, tidy
 from segbatch.infer.engine.cache import cache_folder
+from segbatch.infer.engine.digest import sha256_of
 from segbatch.infer.engine.manifest import load_model
 from segbatch.log import get_logger
 
 TIMEOUT_S = 900.0
 MEMORY_GIB = 16.0
 DESCRIPTIONS = ("bioimageio.yaml", "rdf.yaml", "bioimageio.yml", "rdf.yml")
+# By which a refusal guesses; nothing else does.
+ENDINGS = (".onnx", ".pt", ".pth", ".pt2", ".ckpt", ".zip")
+WANTED = "the folder of a bioimage.io package, or one file"
 NEEDED = ("onnx", "onnxscript", "torch", "yaml")
 log = get_logger(__name__)
 
@@ -35,7 +40,7 @@ def adopt(source: Path, arch: str = "") -> Path:
 
     Kept in the user's cache folder under the hash of ``source`` and ``arch``, the architecture of
     weights, and below that under the hashes of all files that were read: the same description
-    may lie beside other weights elsewhere. What is kept whole is never removed.
+    may lie beside other weights elsewhere. What is in use is never removed (``adopted``).
 
     Raises
     ------
@@ -43,9 +48,11 @@ def adopt(source: Path, arch: str = "") -> Path:
         It was refused, or took too long.
     UsageError
         It was not taken in yet, and the learn extra is not installed.
+    StorageError
+        The cache folder has no room, or cannot be written.
     """
-    main = _main_file(source)
-    folder = cache_folder() / "models" / _key(main, arch)
+    main = main_file(source)
+    folder = cache_folder() / "models" / _key(source, main, arch)
     manifest_file = _known(folder, main)
     if manifest_file is None:
         manifest_file = _take_in(source, folder, arch)
@@ -60,23 +67,32 @@ def adopt(source: Path, arch: str = "") -> Path:
     return manifest_file
 
 
-def _main_file(source: Path) -> Path:
-    """Return the file whose hash names the source: itself, or its folder's description."""
+def main_file(source: Path) -> Path:
+    """Return the file whose hash names the source: itself, or its folder's description.
+
+    Raises
+    ------
+    ModelError
+        It is no file, and no folder of a package.
+    """
     if source.is_file():
         return source
     for name in DESCRIPTIONS:
         if (source / name).is_file():
             return source / name
+    if not source.is_dir():
+        raise ModelError(f"model {source}: neither a file nor a folder", WANTED, "check --model")
+    files = sorted(each for each in source.iterdir() if each.suffix.lower() in ENDINGS)
     raise ModelError(
-        f"model {source}: no file, and no folder with {DESCRIPTIONS[0]}",
-        "a bioimage.io package, or a file",
-        "check --model",
+        f"model {source}: a folder without {' or '.join(DESCRIPTIONS[:2])}",
+        WANTED,
+        f"name the network's file: {files[0]}" if files else "check --model",
     )
 
 
-def _key(main: Path, arch: str) -> str:
-    """Return what a source is before it was read; a model is called after its file."""
-    return _hash([__version__, main.name, _sha256(main), arch])
+def _key(source: Path, main: Path, arch: str) -> str:
+    """Return what a source is before it was read; a model is called after its file or folder."""
+    return _hash([__version__, source.absolute().name, main.name, _sha256(main), arch])
 
 
 def _hash(told: list[str]) -> str:
@@ -85,16 +101,18 @@ def _hash(told: list[str]) -> str:
 
 def _sha256(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError as error:
         raise ModelError(f"model {file}: {error.strerror}", "a readable file") from error
 
 
 def _known(folder: Path, main: Path) -> Path | None:
     """Return the manifest that was kept, None where there is none of the same files."""
-    for manifest_file in sorted(folder.glob("*/*.json")):
+    for manifest_file in sorted(folder.glob("[!.]*/*.json")):
         try:
+            # Held first: what was whole when it was looked at could be gone by then.
+            if not hold(manifest_file):
+                continue
             manifest = load_model(manifest_file).manifest
             if manifest.source is not None and _unchanged(manifest.source.files, main):
                 return manifest_file
@@ -121,15 +139,15 @@ def _take_in(source: Path, folder: Path, arch: str) -> Path:
         )
     log.info("model is taken in", model=str(source))
     began = time.monotonic()
-    made = Path(tempfile.mkdtemp(prefix=".taking-in-", dir=_room(folder)))
+    made = _room(folder)
     try:
         manifest_file = _publish(_run(source, made, arch), folder)
     except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written: {error.strerror}", "a folder to write to"
-        ) from error
+        raise _unwritten(str(error.strerror)) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+    hold(manifest_file)
+    tidy(manifest_file)
     manifest = load_model(manifest_file).manifest
     log.info(
         "model taken in",
@@ -163,15 +181,21 @@ def _publish(made: Path, folder: Path) -> Path:
 
 
 def _room(wanted: Path) -> Path:
+    """Make a folder to work in below the one to keep the model in."""
     try:
         wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Path(tempfile.mkdtemp(prefix=BEING_MADE, dir=wanted))
     except OSError as error:
-        raise StorageError(
-            f"{wanted}: {error.strerror}",
-            "a cache folder to keep the model in",
-            "set XDG_CACHE_HOME, or write a model: python -m segbatch.learn.intake SOURCE FOLDER",
-        ) from error
-    return wanted
+        raise _unwritten(str(error.strerror)) from error
+
+
+def _unwritten(why: str) -> StorageError:
+    return StorageError(
+        f"cache folder {cache_folder()} cannot be written: {why}",
+        "a cache folder with room for the model",
+        "make room there, set XDG_CACHE_HOME to another folder, or write a model beside your "
+        "data: python -m segbatch.learn.intake SOURCE FOLDER",
+    )
 
 
 def _run(source: Path, folder: Path, arch: str) -> Path:
@@ -208,5 +232,7 @@ def _run(source: Path, folder: Path, arch: str) -> Path:
         ) from None
     if done.returncode == 0:
         return Path(answer["manifest"])
-    kinds = {UsageError.exit_code: UsageError, StorageError.exit_code: StorageError}
-    raise kinds.get(done.returncode, ModelError)(answer["got"], answer["wanted"], answer["remedy"])
+    if done.returncode == StorageError.exit_code:
+        raise _unwritten(str(answer["got"]).rpartition(": ")[2])
+    kind = UsageError if done.returncode == UsageError.exit_code else ModelError
+    raise kind(answer["got"], answer["wanted"], answer["remedy"])

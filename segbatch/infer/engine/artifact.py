@@ -8,7 +8,6 @@ verified before a library sees the file.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
@@ -18,11 +17,19 @@ from msgspec import Meta
 
 from segbatch.errors import EngineError
 from segbatch.infer.engine.cache import cache_folder, replace
+from segbatch.infer.engine.digest import sha256_of
 
 SCHEMA: Final = "segbatch.engine/1"
 SUFFIX: Final = ".engine.json"
 Flavour = Literal["tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Part = Annotated[float, Meta(ge=0, le=1)]
+Difference = Annotated[float, Meta(ge=0, le=1.001)]  # of probabilities, which round past 1
+Taken = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+Side = Annotated[int, Meta(ge=1)]
+# (N, C, Y, X).
+Shape = tuple[Side, Side, Side, Side]
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,22 +57,22 @@ class Likeness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     frames: str
-    count: int
+    count: Count
     noise: bool = False
-    max_probability_difference: float | None
-    mean_probability_difference: float | None
-    mask_agreement: float
-    iou: float | None
+    max_probability_difference: Difference | None
+    mean_probability_difference: Difference | None
+    mask_agreement: Part
+    iou: Part | None
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the gate found: the bars, and how alike engine and ``reference`` were."""
 
     passed: bool
-    tolerance: float
-    least_iou: float
+    tolerance: Part
+    least_iou: Part
     reference: str
-    likeness: list[Likeness]
+    likeness: Annotated[list[Likeness], Meta(min_length=1)]
 
 
 class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,13 +81,13 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ``others`` are further engines of this machine in the same turns, as ``openvino fp32``.
     """
 
-    engine_ms: float
-    source_ms: float
+    engine_ms: Taken
+    source_ms: Taken
     source: str
-    frame_shape: tuple[int, int]
-    rounds: int
-    threads: int = 0
-    others: dict[str, float] = {}
+    frame_shape: tuple[Side, Side]
+    rounds: Count
+    threads: Count = 0
+    others: dict[str, Taken] = {}
 
 
 class EngineManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -101,14 +108,14 @@ class EngineManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     engine: Flavour
     version: str
     precision: Precision
-    input_shape: tuple[int, int, int, int] | None = None
+    input_shape: Shape | None = None
     decides: bool = False
     threshold: Annotated[float, Meta(gt=0, lt=1)] | None = None
     hardware: Hardware = Hardware()
     options: dict[str, Any] = {}
     parity: Verdict | None = None
     speed: Speed | None = None
-    build_s: float = 0.0
+    build_s: Taken = 0.0
     command: str = ""
     built_at: str = ""
     software: str = ""
@@ -183,7 +190,7 @@ def read_manifest(manifest_file: Path) -> EngineManifest:
         raise EngineError(
             f"engine manifest {manifest_file}: {error.strerror}", "a readable file"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(
             f"engine manifest {manifest_file}: {error}",
             f"a {SCHEMA} manifest",
@@ -201,7 +208,7 @@ def load_artifact(manifest_file: Path) -> Artifact:
     """
     rebuild = rebuild_command(manifest_file)
     manifest = read_manifest(manifest_file)
-    if Path(manifest.file).name != manifest.file:
+    if Path(manifest.file).name != manifest.file or "\0" in manifest.file:
         raise EngineError(
             f"engine manifest {manifest_file}: file = {manifest.file!r}",
             "a plain file name, of an engine in the manifest's folder",
@@ -209,8 +216,7 @@ def load_artifact(manifest_file: Path) -> Artifact:
         )
     file = manifest_file.parent / manifest.file
     try:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256_of(file)
     except OSError as error:
         raise EngineError(
             f"engine {file}: {error.strerror}", "the file its manifest names", rebuild
@@ -218,35 +224,6 @@ def load_artifact(manifest_file: Path) -> Artifact:
     if found != manifest.sha256:
         raise EngineError(f"engine {file} has SHA-256 {found}", manifest.sha256, rebuild)
     return Artifact(manifest, manifest_file, file)
-
-
-def read_verified(file: Path, sha256: str = "") -> bytes:
-    """Return a file's content, so that what was verified is what a library is given.
-
-    Parameters
-    ----------
-    file
-        A network or an engine.
-    sha256
-        Of the content that is meant; empty where nobody knows.
-
-    Raises
-    ------
-    EngineError
-        It cannot be read, or is another.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise EngineError(f"network {file}: {error.strerror}", "a readable file") from error
-    found = hashlib.sha256(content).hexdigest() if sha256 else ""
-    if found != sha256:
-        raise EngineError(
-            f"network {file} has SHA-256 {found}",
-            sha256,
-            "put back the file its manifest was written for, or export it again",
-        )
-    return content
 
 
 def write_artifact(manifest: EngineManifest, manifest_file: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from segbatch.infer.engine.artifact import Shape
     from segbatch.infer.engine.choice import Choice
     from segbatch.infer.engine.manifest import Model
     from segbatch.settings import Settings
@@ -24,7 +25,6 @@ __all__ = ["Decided", "Deciding", "Engine", "Opened", "Request", "open_chosen", 
 
 GIB = float(1 << 30)
 REMEDY = "segbatch export-engine MODEL --engine tensorrt"
-Shape = tuple[int, int, int, int]
 log = get_logger(__name__)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from segbatch.errors import ModelError
+from segbatch.infer.engine.digest import sha256_of
 
 SCHEMA: Final = "segbatch.model/1"
 
@@ -151,7 +152,7 @@ def load_model(manifest_file: Path) -> Model:
         raise ModelError(
             f"manifest {manifest_file}: {error.strerror}", "a readable file"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(
             f"manifest {manifest_file}: {error}", f"a {SCHEMA} manifest", "write it again"
         ) from error
@@ -169,7 +170,7 @@ def load_model(manifest_file: Path) -> Model:
         )
     network = manifest_file.parent / manifest.file
     try:
-        found = hashlib.sha256(network.read_bytes()).hexdigest()
+        found = sha256_of(network)
     except OSError as error:
         raise ModelError(
             f"network {network}: {error.strerror}", "the file its manifest names"

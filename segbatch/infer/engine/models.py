@@ -15,6 +15,8 @@ from segbatch.infer.engine.manifest import Model, load_model
 from segbatch.log import get_logger
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "beads.json"
+# Kind of source that says nothing of its architecture.
+WEIGHTS = "state_dict"
 log = get_logger(__name__)
 
 
@@ -47,7 +49,10 @@ def open_model(path: str | Path, arch: str = "") -> Model:
     manifest_file = named.with_suffix(".json")
     if named.suffix.lower() not in (".json", ".onnx") or not manifest_file.is_file():
         manifest_file = adopt(named, arch)
-        return _complete(manifest_file, load_model(manifest_file))
+        model = load_model(manifest_file)
+        if model.manifest.source is None or model.manifest.source.kind != WEIGHTS:
+            _refuse(arch, f"model {named}")
+        return _complete(manifest_file, model)
     _refuse(arch, f"model {named}")
     model = load_model(manifest_file)
     if named != manifest_file and model.file != named:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.decided import DECIDED, Decided
+from segbatch.infer.engine.digest import read_verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Shape = tuple[int, int, int, int]
+    from segbatch.infer.engine.artifact import Shape
 
 
 class OnnxRuntimeEngine:
@@ -91,9 +91,7 @@ class OnnxRuntimeEngine:
         self._lock = threading.Lock()
 
     @contextmanager
-    def request(
-        self, shape: tuple[int, int, int, int], streams: int
-    ) -> Iterator[OnnxRuntimeRequest]:
+    def request(self, shape: Shape, streams: int) -> Iterator[OnnxRuntimeRequest]:
         """Lend a request for (N, C, Y, X) input; waits while ``streams`` are lent."""
         with self._lock:
             gate = self._gate.setdefault(streams, threading.BoundedSemaphore(streams))
@@ -123,7 +121,7 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeRequest:
     """Input to be filled, and the call that turns it into logits."""
 
-    def __init__(self, engine: OnnxRuntimeEngine, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, engine: OnnxRuntimeEngine, shape: Shape) -> None:
         self._engine = engine
         self.input: NDArray[np.float32] = np.empty(shape, np.float32)
 

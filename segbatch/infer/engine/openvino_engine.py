@@ -9,6 +9,7 @@ is sent.
 from __future__ import annotations
 
 import hashlib
+import io
 import queue
 import sys
 import threading
@@ -18,9 +19,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine import compiled as compiled_graphs
-from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.decided import DECIDED, Decided
+from segbatch.infer.engine.digest import read_verified
+from segbatch.infer.engine.kept import kept_file, read_kept, write_kept
+from segbatch.infer.engine.machine import processor
+from segbatch.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from segbatch.infer.engine.artifact import Shape
+
 # What of an INT8 network is not quantised is computed in fp32.
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-Shape = tuple[int, int, int, int]
+log = get_logger(__name__)
 
 
 def load_openvino() -> Any:
@@ -172,16 +177,8 @@ class OpenVinoEngine:
             # Pinned threads of two processes on one machine would share cores.
             "ENABLE_CPU_PINNING": False,
         }
-        key = (self._sha256, self.version, shape, sorted(options.items()))
-        kept = compiled_graphs.file_for(*key) if self._sha256 else None
         try:
-            compiled: Any = kept and compiled_graphs.recall_graph(self._core, kept, options)
-            if compiled is None:
-                network = self._network.clone()
-                network.reshape(list(shape))
-                compiled = self._core.compile_model(network, "CPU", options)
-                if kept is not None:
-                    compiled_graphs.keep_graph(compiled, kept)
+            compiled = self._compiled(shape, options)
             graph = _Graph(compiled, need)
             for _ in range(streams + 1):
                 graph.idle.put(OpenVinoRequest(compiled.create_infer_request()))
@@ -192,6 +189,28 @@ class OpenVinoEngine:
                 "use --engine onnxruntime",
             ) from error
         return graph
+
+    def _compiled(self, shape: Shape, options: dict[str, Any]) -> Any:
+        """Return what was compiled before for the same network and processor, or compile it."""
+        keys = (self._sha256, self.version, shape, sorted(options.items()), processor())
+        kept = kept_file("openvino", "graph", *keys) if self._sha256 else None
+        found = read_kept(kept) if kept is not None else b""
+        if found:
+            try:
+                return self._core.import_model(io.BytesIO(found), "CPU", options)
+            except RuntimeError as error:
+                log.warning("a compiled graph is made again", file=str(kept), why=_one_line(error))
+        network = self._network.clone()
+        network.reshape(list(shape))
+        compiled = self._core.compile_model(network, "CPU", options)
+        if kept is not None:
+            held = io.BytesIO()
+            try:
+                compiled.export_model(held)
+                write_kept(kept, held.getvalue())
+            except RuntimeError as error:
+                log.debug("compiled graph not kept", file=str(kept), why=_one_line(error))
+        return compiled
 
 
 class OpenVinoRequest:

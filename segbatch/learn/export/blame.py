@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.choice import TENSORRT
+from segbatch.infer.engine.digest import read_verified
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.tiles import up
-from segbatch.learn.export.gate import answer
+from segbatch.learn.export.gate import answer, comparable
 from segbatch.learn.export.layers import Parting, parting
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def _worst_square(model: Model, engine: Engine, images: list[Picture]) -> NDArra
         if right.probabilities is None or got.probabilities is None:
             continue
         off = np.nan_to_num(np.abs(right.probabilities - got.probabilities).max(axis=0), nan=1.0)
+        off = off[comparable(engine, image, model.manifest)]
         if off.max() <= largest:
             continue
         largest = float(off.max())

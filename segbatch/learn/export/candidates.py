@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from segbatch.errors import EngineError, ModelError
-from segbatch.infer.engine.artifact import read_verified
 from segbatch.infer.engine.choice import BUILT_IN, TENSORRT, Choice, trial_of, why_no_tensorrt
+from segbatch.infer.engine.digest import read_verified
+from segbatch.infer.engine.half import LARGEST
 from segbatch.infer.engine.probe import UNFIT, probe
 from segbatch.learn.export.precision import Range, activation_range, to_fp16, to_int8
 from segbatch.log import get_logger
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from segbatch.infer.engine.manifest import Model
+    from segbatch.infer.engine.tensorrt.flavour import Flavour
     from segbatch.learn.export.frames import Material
 
 Kind = tuple[str, str]
@@ -158,6 +161,7 @@ def make(model: Model, kind: Kind, material: Material, folder: Path, remarks: li
         side = material.calibration[0].shape[2]
         options = {"calibration": f"{len(material.calibration)} patches of {side} px"}
     if engine in TENSORRT:
+        options["frame_shape"] = list(_planned_for(model, material))
         return Made(_built(model, kind, network, material, folder), network, options)
     file, sha256 = model.file, model.manifest.sha256
     if network is not source:
@@ -177,14 +181,29 @@ def _checked_range(source: bytes, material: Material, remarks: list[str]) -> dic
     if not found.fits_fp16:
         raise ModelError(
             f"layer {found.layer} gives values up to {found.largest:.3g}",
-            "at most 65504 for fp16",
+            f"at most {LARGEST:.0f} for fp16",
             "use --precision fp32 or bf16, which have the range",
         )
     if found.near_limit:
         told = f"fp16 may overflow: layer {found.layer} gives values up to {found.largest:.3g}"
-        log.warning(told, limit=65504)
-        remarks.append(f"{told}, of 65504")
+        log.warning(told, limit=LARGEST)
+        remarks.append(f"{told}, of {LARGEST:.0f}")
     return {"largest_activation": round(found.largest, 3), "largest_activation_in": found.layer}
+
+
+def _planned_for(model: Model, material: Material) -> tuple[int, int]:
+    """Return the frames that an engine of one shape is for, as large as its gate can follow.
+
+    Of a network without a finite halo the mask of part of a frame says nothing of the whole.
+    """
+    whole = material.whole_shape if model.manifest.exact_tiling else None
+    return whole or material.frame_shape
+
+
+def _bytes_per_px(model: Model, precision: str) -> float:
+    """Return what a network's activations are thought to need on a GPU, by what they need here."""
+    known = [trial_of(model, engine, "fp32") for engine in ("openvino", "onnxruntime")]
+    return min(each.bytes_per_px for each in known) / (1 if precision == "fp32" else 2)
 
 
 def _built(model: Model, kind: Kind, network: bytes, material: Material, folder: Path) -> Choice:
@@ -192,6 +211,7 @@ def _built(model: Model, kind: Kind, network: bytes, material: Material, folder:
     import onnx
 
     from segbatch.infer.engine.tensorrt import Progress, Source, build_largest
+    from segbatch.infer.engine.tensorrt.fitting import planned_shape, room_px, smaller_shape
     from segbatch.learn.export.head import append_decision
 
     engine, precision = kind
@@ -205,14 +225,18 @@ def _built(model: Model, kind: Kind, network: bytes, material: Material, folder:
         tell = log.debug if at.done else log.info
         tell("building", engine=engine, phase=at.phase, done=at.done, steps=at.steps)
 
+    flavour: Flavour = "tensorrt" if engine == "tensorrt" else "tensorrt_rtx"
+    frame_shape = _planned_for(model, material)
+    room = room_px(flavour, _bytes_per_px(model, precision))
     artifact = build_largest(
         decided.SerializeToString(),
-        material.input_shape,
+        planned_shape(manifest, frame_shape, room),
         folder,
         model.file.stem,
         source=Source(manifest.name, manifest.sha256, precision, threshold),  # type: ignore[arg-type]
-        flavour="tensorrt" if engine == "tensorrt" else "tensorrt_rtx",
+        flavour=flavour,
         progress=progress,
+        smaller=partial(smaller_shape, manifest, frame_shape),
     )
     return Choice(
         engine,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +10,22 @@ import click
 import msgspec
 
 from segbatch.errors import EngineError, UsageError
-from segbatch.infer.engine.artifact import kind_of, own_folder, read_manifest
+from segbatch.infer.engine.artifact import Side, kind_of, own_folder, read_manifest
 from segbatch.infer.engine.cache import cache_folder
 from segbatch.infer.engine.models import SHIPPED, open_model
+from segbatch.infer.engine.tables import LIKENESS, figures, print_table
 from segbatch.learn.export.candidates import Offer, offered
 from segbatch.learn.export.exporting import Entry, Result, export_engine
 from segbatch.learn.export.frames import gather, is_shipped
+from segbatch.learn.export.workplace import require_writable
 from segbatch.learn.export.writing import SOURCE
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.artifact import Likeness
+    from segbatch.infer.engine.artifact import EngineManifest
     from segbatch.infer.engine.manifest import Model
 
 SCHEMA = "segbatch.export/1"
-WIDTH = 110  # characters: the table is read as a whole or not at all
 log = get_logger(__name__)
 
 
@@ -76,8 +76,11 @@ def export_engine_command(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
     StorageError
         The folder cannot be written.
     """
+    if wish.out:  # before a model is taken in, which may take minutes
+        require_writable(Path(wish.out))
     model = open_model(wish.model, wish.arch)
     folder = _folder(wish, model)
+    require_writable(folder)
     calibrates = bool(wish.frames) or is_shipped(model)
     offer = offered(model, wish.engine, wish.precision, calibrates=calibrates, exact=wish.exact)
     if dry_run:
@@ -148,8 +151,17 @@ def rebuild_wish(manifest_file: Path, frames: str = "") -> Wish:
         wish,
         frames=frames,
         tolerance=wish.tolerance if told.parity is None else told.parity.tolerance,
-        frame_shape=None if told.speed is None else told.speed.frame_shape,
+        frame_shape=_frame_shape(told),
     )
+
+
+def _frame_shape(told: EngineManifest) -> tuple[int, int] | None:
+    """Return the frames that an engine was planned for, or else those that it was timed on."""
+    planned = told.options.get("frame_shape")
+    try:
+        return msgspec.convert(planned, tuple[Side, Side])
+    except msgspec.ValidationError:
+        return None if told.speed is None else told.speed.frame_shape
 
 
 def _folder(wish: Wish, model: Model) -> Path:
@@ -177,8 +189,8 @@ def _preview(offer: Offer, folder: Path, *, as_json: bool) -> None:
         answer = {"would_try": tried, "not_offered": _left_out(offer), "folder": str(folder)}
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
         return
-    click.echo(f"would try: {', '.join(tried)}\nwould write into: {folder}")
-    click.echo("\n".join(offer.told()))
+    lines = [f"would try: {', '.join(tried)}", f"would write into: {folder}", *offer.told()]
+    click.echo("\n".join(lines))
 
 
 def _left_out(offer: Offer) -> dict[str, str]:
@@ -217,33 +229,22 @@ def _answer(result: Result) -> dict[str, Any]:
 
 
 def _print(result: Result, folder: Path, wish: Wish) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("engine", "frames"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("p max", "p mean", "mask", "IoU", "ms/frame", "speed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("gate", no_wrap=True)
-    table.add_row(f"{SOURCE} (source)", *[""] * 5, f"{result.source_ms:.1f}", "1.0x", "")
+    rows = [[f"{SOURCE} (source)", *[""] * 5, f"{result.source_ms:.1f}", "1.0x", ""]]
     for entry in result.entries:
-        for row in _rows(entry, result.source_ms):
-            table.add_row(*row)
-    console = Console(file=sys.stdout, highlight=False)
-    console.width = max(WIDTH, console.width)
-    console.print(table)
-    rows, columns = result.material.frame_shape
+        rows += _rows(entry, result.source_ms)
+    headings = ("engine", "frames", *LIKENESS, "ms/frame", "speed", "gate")
+    print_table(headings, rows, words=("engine", "frames", "gate"))
+    height, width = result.material.frame_shape
     click.echo(
         f"p: difference of probabilities; mask: pixels of the same class; ms: medians of "
-        f"{result.rounds} rounds in turns, {rows} x {columns} px, {result.threads} threads"
+        f"{result.rounds} rounds in turns, {height} x {width} px, {result.threads} threads"
     )
     for entry in result.entries:
         if entry.why and entry is not result.best:
             click.echo(f"{entry.label}: {entry.why}")
-    click.echo("\n".join(result.offer.told()))
-    for remark in (*result.material.remarks, *result.remarks):
-        click.echo(f"note: {remark}")
+    remarks = [f"note: {each}" for each in (*result.material.remarks, *result.remarks)]
+    for line in (*result.offer.told(), *remarks):
+        click.echo(line)
     if result.written is None:
         click.echo("nothing was written: what is there already is as good (--force writes it)")
         return
@@ -272,29 +273,8 @@ def _rows(entry: Entry, source_ms: float) -> list[list[str]]:
     ms = ["", ""]
     if entry.ms is not None:
         ms = [f"{entry.ms:.1f}", f"{source_ms / entry.ms:.1f}x"]
-    if entry.verdict is None:
-        return [[entry.label, *[""] * 5, *ms, told]]
-    lines = []
-    for place, each in enumerate(entry.verdict.likeness):
-        shown = _figures(each)
-        first = place == 0
-        lines.append(
-            [
-                entry.label if first else "",
-                each.frames,
-                *shown,
-                *(ms if first else [""] * 2),
-                told if first else "",
-            ]
-        )
+    sets = entry.verdict.likeness if entry.verdict is not None else []
+    lines = [["", each.frames, *figures(each), "", "", ""] for each in sets]
+    lines = lines or [["", "", *figures(None), "", "", ""]]
+    lines[0][0], lines[0][-3:] = entry.label, [*ms, told]
     return lines
-
-
-def _figures(each: Likeness) -> list[str]:
-    largest, mean = each.max_probability_difference, each.mean_probability_difference
-    return [
-        "" if largest is None else f"{largest:.2g}",
-        "" if mean is None else f"{mean:.1e}",
-        f"{each.mask_agreement:.4%}",
-        "" if each.iou is None else f"{each.iou:.2%}",
-    ]

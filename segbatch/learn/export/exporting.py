@@ -6,13 +6,11 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segbatch.errors import EngineError, ModelError, SegbatchError, StorageError
+from segbatch.errors import EngineError, ModelError, SegbatchError
 from segbatch.infer.engine.artifact import (
     Verdict,
     artifacts_beside,
@@ -26,10 +24,13 @@ from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.export.blame import blame
 from segbatch.learn.export.candidates import Kind, Made, Offer, make
 from segbatch.learn.export.gate import SAME_TIME, answer, compare, time_in_turns, worse_than
+from segbatch.learn.export.workplace import storage_error, workplace
 from segbatch.learn.export.writing import copy_model, refuse_other_model, write
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from segbatch.infer.engine.artifact import Artifact
     from segbatch.infer.engine.door import Engine
     from segbatch.infer.engine.likeness import Answer
@@ -126,11 +127,10 @@ def export_engine(
         It holds another model of this name; nothing was built.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".export-") as made_in, ExitStack() as stack:
+        with workplace(folder) as made_in, ExitStack() as stack:
             refuse_other_model(model, folder)
             result = Result(model, material, [], offer, threads=available_threads())
-            work = _Work(result, tolerance, Path(made_in), stack)
+            work = _Work(result, tolerance, made_in, stack)
             for group in offer.groups:
                 work.try_group(group)
                 if any(entry.passed for entry in result.entries):
@@ -141,16 +141,13 @@ def export_engine(
             work.time()
             _pick(result, force=force, named=_single(offer))
             if result.best is not None and result.best.made is not None:
-                result.written = write(result, result.best, result.best.made, folder, command)
+                made = result.best.made
+                result.written = write(result, result.best, made, folder, made_in, command)
             elif not _is_home(model, folder):
-                copy_model(model, folder)
+                copy_model(model, folder, made_in)
                 result.remarks.append(f"{folder} holds the model alone, which runs as fast")
     except OSError as error:
-        raise StorageError(
-            f"{error.filename or folder}: {error.strerror}",
-            "a folder to write to",
-            "name another with --out DIR",
-        ) from error
+        raise storage_error(error, folder) from error
     return result
 
 
@@ -254,7 +251,9 @@ class _Work:
         running = {
             entry.label: self._engines[entry.label] for entry in result.entries if entry.passed
         }
-        taken, result.rounds = time_in_turns({"": self._source, **running}, image)
+        taken, result.rounds = time_in_turns(
+            {"": self._source, **running}, image, result.model.manifest
+        )
         result.source_ms = taken[""]
         for entry in result.entries:
             entry.ms = taken.get(entry.label)

@@ -11,24 +11,26 @@ from segbatch.acquire.find import find_raw_files, is_frame_file
 from segbatch.acquire.simulate.kinds import any_scene
 from segbatch.acquire.simulate.scene import draw
 from segbatch.acquire.source import open_source
-from segbatch.errors import UsageError
+from segbatch.errors import FrameError, UsageError
 from segbatch.infer.engine.manifest import DatasetMax
 from segbatch.infer.engine.models import SHIPPED
 from segbatch.infer.normalise import fill, scale_of, seen_by
 from segbatch.infer.tiles import Span, up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from segbatch.infer.engine.artifact import Shape
     from segbatch.infer.engine.manifest import Manifest, Model
 
 SENSOR_SHAPE = (1080, 1440)
 # Frames beyond this are cut to it: parity is a matter of pixels, of which these are millions.
 LARGEST_SIDE_PX = 2048
 MOST_REAL, RANDOM = 8, 4
+MOST_NAMED = 10  # frames that were left out
 MOST_CALIBRATION, CALIBRATION_SIDE_PX = 8, 256
 _SIMULATED_BITS = 10
 _MAX_FILE_GIB = 4.0
@@ -51,7 +53,7 @@ class Picture:
     pixels: NDArray[Any]
     offset: float
     scale: float
-    shape: tuple[int, int, int, int]
+    shape: Shape
 
     @classmethod
     def of(cls, values: NDArray[np.float32]) -> Picture:
@@ -60,11 +62,14 @@ class Picture:
         pixels = planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, 2)
         return cls(pixels, 0.0, 1.0, values.shape)
 
-    def fill(self, out: NDArray[Any]) -> None:
-        """Write the input into every place of ``out``, float32 or float16 (N, C, Y, X)."""
+    def fill(self, out: NDArray[Any], tiles: Sequence[tuple[Span, Span]] = ()) -> None:
+        """Write into ``out``, float32 or float16 (N, C, Y, X), tiles of the input, or all of it.
+
+        Places beyond the tiles are left as they are; all of the input goes into every place.
+        """
         y, x = (Span(0, side, 0, side) for side in self.shape[2:])
-        for place in out:
-            fill(self.pixels, y, x, self.offset, self.scale, place)
+        for place, (rows, columns) in zip(out, tiles or [(y, x)] * len(out), strict=False):
+            fill(self.pixels, rows, columns, self.offset, self.scale, place)
 
     def values(self) -> NDArray[np.float32]:
         """Return the input in single precision."""
@@ -87,16 +92,18 @@ class Material:
     """All that the gate looks at.
 
     ``frame_shape`` is (Y, X) before, ``input_shape`` (1, C, Y, X) after mirroring out to the
-    stride. ``calibration`` are patches of other frames than ``sets`` where there are enough.
+    stride. ``whole_shape`` is (Y, X) of the frames as they come where these were cut, else None.
+    ``calibration`` are patches of other frames than ``sets`` where there are enough.
     ``remarks`` say what a reader has to know of them.
     """
 
     frame_shape: tuple[int, int]
-    input_shape: tuple[int, int, int, int]
+    input_shape: Shape
     sets: list[Frames]
     calibration: list[NDArray[np.float32]]
     source: str = ""
     remarks: list[str] = field(default_factory=list)
+    whole_shape: tuple[int, int] | None = None
 
 
 def is_shipped(model: Model) -> bool:
@@ -110,15 +117,13 @@ def gather(model: Model, path: Path | None, frame_shape: tuple[int, int] | None)
     Raises
     ------
     UsageError
-        ``path`` holds no frames.
-    FrameError
-        A frame cannot be read or does not suit the model's normalisation.
+        ``path`` holds no frames, or none that can be read and suits the model's normalisation.
     """
     manifest = model.manifest
     remarks: list[str] = []
     real: list[tuple[NDArray[Any], int]] = []
     if path is not None:
-        real = list(_read(path))
+        real = _read(path, manifest, remarks)
         name = f"of {path.name}"
     elif is_shipped(model):
         real = list(_simulated(frame_shape or SENSOR_SHAPE))
@@ -148,24 +153,72 @@ def gather(model: Model, path: Path | None, frame_shape: tuple[int, int] | None)
         [patches[i] for i in picked],
         str(path.resolve()) if path is not None else "",
         remarks,
+        None if (rows, columns) == shape else (shape[0], shape[1]),
     )
 
 
-def _read(path: Path) -> Iterator[tuple[NDArray[Any], int]]:
-    """Yield pixels and bit depths of frames spread evenly over the files."""
+def _read(path: Path, manifest: Manifest, remarks: list[str]) -> list[tuple[NDArray[Any], int]]:
+    """Return pixels and bit depths of frames spread evenly over the files.
+
+    A frame that cannot be read, or that the network cannot be shown, is named in ``remarks``, and
+    another is taken in its place.
+    """
     raws = [path] if is_frame_file(path) else find_raw_files(path) if path.is_dir() else []
     if not raws:
         raise UsageError(f"no frames in {path}", "a folder of frames, or one file", "see --frames")
-    most = 2 * MOST_REAL
-    for i in np.unique(np.linspace(0, len(raws) - 1, min(len(raws), most)).astype(int)):
-        source = open_source(raws[i], bit_depth=None, profile="zelux", max_file_gib=_MAX_FILE_GIB)
-        try:
-            each = min(source.frame_count, max(1, most // len(raws)))
-            for page in np.linspace(0, source.frame_count - 1, each).astype(int):
-                frame = source.read(int(page))
-                yield frame.pixels, frame.bit_depth
-        finally:
-            source.close()
+    wanted = min(len(raws), 2 * MOST_REAL)
+    found: dict[int, list[tuple[NDArray[Any], int]]] = {}
+    bad: list[tuple[str, FrameError]] = []
+    for i in _spread(len(raws), wanted):
+        if frames := _frames_of(raws[i], manifest, max(1, 2 * MOST_REAL // len(raws)), bad):
+            found[i] = frames
+        if len(found) == wanted:
+            break
+    told = [f"{name} was left out: {error.got}" for name, error in bad]
+    if len(told) > MOST_NAMED:
+        told[MOST_NAMED:] = [f"{len(told) - MOST_NAMED} more were left out"]
+    if not found:
+        raise UsageError(
+            f"no frame in {path} can be used: {'; '.join(told)}",
+            bad[0][1].wanted or "frames that the network can be shown",
+            "name other frames with --frames; segbatch qc PATH says what each of them is",
+        )
+    remarks += told
+    return [frame for i in sorted(found) for frame in found[i]]
+
+
+def _frames_of(
+    raw: Path, manifest: Manifest, most: int, bad: list[tuple[str, FrameError]]
+) -> list[tuple[NDArray[Any], int]]:
+    """Return frames of one file, spread evenly; put those that are of no use into ``bad``."""
+    try:
+        source = open_source(raw, bit_depth=None, profile="zelux", max_file_gib=_MAX_FILE_GIB)
+    except FrameError as error:
+        bad.append((raw.name, error))
+        return []
+    found: dict[int, tuple[NDArray[Any], int]] = {}
+    try:
+        wanted = min(source.frame_count, most)
+        for page in _spread(source.frame_count, wanted):
+            try:
+                frame = source.read(page)
+                seen = seen_by(frame.pixels, manifest.input_channels)
+                scale_of(seen, manifest.normalisation, frame.bit_depth)
+            except FrameError as error:
+                bad.append((f"{raw.name} frame {page}", error))
+                continue
+            found[page] = frame.pixels, frame.bit_depth
+            if len(found) == wanted:
+                break
+    finally:
+        source.close()
+    return [found[page] for page in sorted(found)]
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Return ``wanted`` of ``count`` numbers, spread evenly, and then the others."""
+    first = np.unique(np.linspace(0, count - 1, wanted).astype(int)).tolist()
+    return [*first, *sorted(set(range(count)) - set(first))]
 
 
 def _simulated(shape: tuple[int, int]) -> Iterator[tuple[NDArray[Any], int]]:

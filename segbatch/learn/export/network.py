@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -14,11 +11,14 @@ import torch
 
 from segbatch.errors import ModelError, StorageError
 from segbatch.infer.decide import sigmoid
+from segbatch.infer.engine.digest import sha256_of
 from segbatch.infer.engine.halo import measure_tiling
 from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, likeness
 from segbatch.infer.engine.manifest import Manifest, Parity, write_manifest
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+from segbatch.learn.intake.graph import without_remarks
+from segbatch.learn.onnx_form import traced
 from segbatch.learn.train import predict
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from segbatch.learn.data import Example
     from segbatch.learn.nets import UNet
 
-OPSET = 20
 # Same network, same arithmetic, another order of additions.
 _LOGIT_TOLERANCE = 1e-4
 
@@ -63,7 +62,7 @@ def export(
         manifest = Manifest(
             name=card.name,
             file=network.name,
-            sha256=hashlib.sha256(network.read_bytes()).hexdigest(),
+            sha256=sha256_of(network),
             classes=card.classes,
             normalisation=card.normalisation,
             stride=tiling.stride,
@@ -85,31 +84,9 @@ def to_onnx(net: UNet) -> bytes:
     """Return the network as one ONNX file, input ``image``, output ``logits``."""
     net = net.eval()
     stride = net.architecture.stride
-    free = {
-        0: torch.export.Dim("batch", min=1, max=1024),
-        2: stride * torch.export.Dim("rows", min=1, max=65536),
-        3: stride * torch.export.Dim("columns", min=1, max=65536),
-    }
+    rows, columns = (stride * torch.export.Dim(n, min=1, max=65536) for n in ("rows", "columns"))
     example = torch.zeros(2, net.architecture.in_channels, 4 * stride, 6 * stride)
-    # The exporter warns and logs of its own internals.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program: Any = torch.onnx.export(
-            net,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=(free,),
-            verbose=False,
-        )
-    model = program.model_proto
-    for node in model.graph.node:  # where in the source a node came from is of no use here
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del model.graph.metadata_props[:]
+    model = without_remarks(traced(net, example, rows, columns, "logits", "the network"))
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
 

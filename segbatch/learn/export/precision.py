@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from segbatch.errors import ModelError
+from segbatch.infer.engine.half import LARGEST
 from segbatch.learn.export.layers import activations, exposed
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ KEPT_FP32 = (
     "ReduceSumSquare",
     "Sqrt",
 )
-LARGEST_FP16 = 65504.0
 # From here on half of an fp16 number's range is left in the logarithm of what frames may bring.
 NEAR_LARGEST_FP16 = 1e4
 # Values beyond this part of all are clipped: a few outliers would take the steps of the rest.
@@ -58,7 +58,7 @@ class Range:
     @property
     def fits_fp16(self) -> bool:
         """Whether every value can be written in fp16."""
-        return self.largest <= LARGEST_FP16
+        return self.largest <= LARGEST
 
     @property
     def near_limit(self) -> bool:

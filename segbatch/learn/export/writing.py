@@ -1,4 +1,4 @@
-"""Leaves an engine, its manifest and its model in one folder, each file whole or not there."""
+"""Leaves an engine, its manifest and its model in one folder, all of them or none."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from segbatch.infer.engine.artifact import (
     Speed,
     manifest_path,
 )
-from segbatch.infer.engine.cache import replace
 from segbatch.infer.engine.machine import processor_id
 from segbatch.infer.engine.manifest import load_model
+from segbatch.learn.export.workplace import put_in_place, write_staged
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from segbatch.infer.engine.manifest import Model
+    from segbatch.infer.engine.manifest import Manifest, Model
     from segbatch.learn.export.candidates import Made
     from segbatch.learn.export.exporting import Entry, Result
 
@@ -32,27 +32,32 @@ if TYPE_CHECKING:
 SOURCE = "onnxruntime fp32"
 
 
-def write(result: Result, best: Entry, made: Made, folder: Path, command: str) -> Path:
+def write(
+    result: Result, best: Entry, made: Made, folder: Path, workplace: Path, command: str
+) -> Path:
     """Write the engine that was chosen into ``folder``; return its manifest's path.
 
-    The manifest comes last: without it, nothing was made.
+    All is written in ``workplace``, below it, and then moved: the engine after its model, and the
+    manifest last, since without it nothing was made.
 
     Raises
     ------
     UsageError
         The folder holds another model of this name.
     OSError
-        It cannot be written.
+        It cannot be written; all is as it was.
     """
     model = result.model
-    copy_model(model, folder)
     choice = made.choice
     content = choice.file.read_bytes()
     file = manifest_path(folder / f"{model.file.stem}.json", *best.kind)
+    staged = _room(workplace)
+    moves = _staged_model(model, folder, staged)
     if choice.file != model.file:
         # Between an engine of old and its new file there is none, rather than a broken one.
-        file.unlink(missing_ok=True)
-        replace(folder / choice.file.name, content)
+        engine = folder / choice.file.name
+        moves += [(old, staged / f"{old.name}.old") for old in (file, engine) if old.exists()]
+        moves.append(_staged(staged, engine, content))
     others = {
         " ".join(each.kind): each.ms
         for each in result.entries
@@ -95,25 +100,50 @@ def write(result: Result, best: Entry, made: Made, folder: Path, command: str) -
             software=f"segbatch {__version__}",
             **given,
         )
-    replace(file, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    moves.append(_staged(staged, file, _for_people(manifest)))
+    put_in_place(moves)
     return file
 
 
-def copy_model(model: Model, folder: Path) -> None:
+def copy_model(model: Model, folder: Path, workplace: Path) -> None:
     """Put network and manifest into ``folder``, where they are not there already.
 
     Raises
     ------
     UsageError
         It holds another model of this name.
+    OSError
+        It cannot be written; all is as it was.
     """
+    put_in_place(_staged_model(model, folder, _room(workplace)))
+
+
+def _staged_model(model: Model, folder: Path, staged: Path) -> list[tuple[Path, Path]]:
+    """Write network and manifest to be moved, where they are not there already."""
     refuse_other_model(model, folder)
     network, manifest_file = folder / model.file.name, folder / f"{model.file.stem}.json"
     if manifest_file.exists():
-        return
-    replace(network, model.file.read_bytes())
+        return []
     manifest = msgspec.structs.replace(model.manifest, file=network.name)
-    replace(manifest_file, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    moves = [_staged(staged, manifest_file, _for_people(manifest))]
+    if not network.exists():
+        moves.insert(0, _staged(staged, network, model.file.read_bytes()))
+    return moves
+
+
+def _room(workplace: Path) -> Path:
+    room = workplace / "staged"
+    room.mkdir()
+    return room
+
+
+def _staged(staged: Path, place: Path, content: bytes) -> tuple[Path, Path]:
+    write_staged(staged / place.name, content)
+    return staged / place.name, place
+
+
+def _for_people(manifest: EngineManifest | Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
 def refuse_other_model(model: Model, folder: Path) -> None:

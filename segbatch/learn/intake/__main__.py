@@ -7,14 +7,16 @@ and ``remedy``. Exits with the error's code.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from segbatch.errors import ModelError, SegbatchError, UsageError
+from segbatch.errors import ModelError, SegbatchError, StorageError, UsageError
 from segbatch.infer.engine.manifest import (
     BitDepth,
     DatasetMax,
@@ -27,6 +29,8 @@ from segbatch.infer.engine.manifest import (
 from segbatch.learn.intake import load_network
 from segbatch.learn.intake.facts import Wishes
 
+CPU_S = 900
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 NORMALISATIONS = "zscore, bit_depth, percentile:LOW:HIGH, dataset_max:COUNTS, fixed:OFFSET:SCALE"
 
 
@@ -56,6 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
         code = 0
     except SegbatchError as error:
         answer, code = error.as_dict(), error.exit_code
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        full = StorageError(
+            f"{given.folder} cannot be written: {error.strerror}",
+            "a folder with room for the network",
+            "make room there, or name another folder",
+        )
+        answer, code = full.as_dict(), full.exit_code
     except MemoryError:
         short = ModelError(
             f"{given.source}: more memory than {given.memory_gib or 'there is'} GiB is needed",
@@ -123,6 +136,9 @@ def _limit(memory_gib: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 30, 4 << 30))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Who waits for this process ends it sooner; where that one was killed, nobody would.
+    seconds = CPU_S * (os.cpu_count() or 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segbatch.errors import ModelError
+from segbatch.learn.intake.graph import nodes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,15 @@ def value_of(model: Any, name: str) -> NDArray[Any] | None:
                 if attribute.name == "value":
                     return np.asarray(numpy_helper.to_array(attribute.t))
     return None
+
+
+def not_finite(model: Any) -> str:
+    """Return the name of the first weights that hold NaN or infinity, empty where none do."""
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            return str(tensor.name)
+    return ""
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
@@ -74,7 +84,11 @@ def one_in_one_out(model: Any, told: str, output: str | None) -> None:
     inputs = inputs_of(model)
     if len(inputs) != 1:
         several = ", ".join(value.name for value in inputs)
-        raise ModelError(f"{told}: {len(inputs)} inputs ({several})", "one, an image")
+        raise ModelError(
+            f"{told}: {len(inputs)} inputs ({several})",
+            "one, an image",
+            "export the network with its image as the only input",
+        )
     names = [value.name for value in model.graph.output]
     if output not in names and (output is not None or len(names) > 1):
         raise ModelError(
@@ -98,7 +112,8 @@ def one_in_one_out(model: Any, told: str, output: str | None) -> None:
             )
         if what == "input" and len(tensor.shape.dim) != 4:
             raise ModelError(
-                f"{told}: {what} {value.name} with {len(tensor.shape.dim)} axes",
+                f"{told}: {what} {value.name} with {len(tensor.shape.dim)} axes"
+                + (", a three-dimensional network" if len(tensor.shape.dim) == 5 else ""),
                 "four: (N, C, Y, X)",
                 "export the two-dimensional network with an axis for batches and one for channels",
             )
@@ -244,7 +259,7 @@ def before(model: Any, nodes: list[Any], last: str) -> None:
     """Put ``nodes``, which read ``INPUT`` and end in ``last``, before the whole network."""
     if not nodes:
         return
-    for node in _every(model.graph):
+    for node in nodes_of(model.graph):
         for i, name in enumerate(node.input):
             if name == INPUT:
                 node.input[i] = last
@@ -263,7 +278,7 @@ def after(model: Any, kind: str, *others: str, **attributes: Any) -> None:
 
 def rename(model: Any, old: str, new: str) -> None:
     """Give a tensor of the outer graph another name, wherever it is made or read."""
-    for node in _every(model.graph):
+    for node in nodes_of(model.graph):
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 if name == old:
@@ -271,16 +286,6 @@ def rename(model: Any, old: str, new: str) -> None:
     for value in (*model.graph.input, *model.graph.output):
         if value.name == old:
             value.name = new
-
-
-def _every(graph: Any) -> list[Any]:
-    found = []
-    for node in graph.node:
-        found.append(node)
-        for each in node.attribute:
-            if each.type == onnx.AttributeProto.GRAPH:
-                found += _every(each.g)
-    return found
 
 
 def name_ends(model: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from segbatch.errors import EngineError, ModelError, StorageError
 from segbatch.infer.decide import sigmoid
+from segbatch.infer.engine.digest import sha256_of
 from segbatch.infer.engine.halo import measure_tiling
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Manifest, Source, write_manifest
@@ -21,9 +22,11 @@ from segbatch.learn.intake import edit
 from segbatch.learn.intake.graph import vetted
 from segbatch.learn.intake.look import (
     answers_probabilities,
+    channels_refused,
     check_batches,
     find_sizes,
     same_answers,
+    strips,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def finish(model: Any, facts: Facts, wishes: Wishes, folder: Path) -> Path:
     StorageError
         The files cannot be written.
     """
-    told = facts.name
+    told = str(facts.files[0])
     facts.settle(wishes)
     edit.one_in_one_out(model, told, wishes.output)
     inside = edit.strip_activation(model)
@@ -68,12 +71,11 @@ def finish(model: Any, facts: Facts, wishes: Wishes, folder: Path) -> Path:
     edit.free_axes(model)
     with running(model) as run:
         channels, sizes = find_sizes(_shapes(run), channels, told)
+        _refuse_no_numbers(model, run, channels, sizes.first, told)
         seen = answers_probabilities(run, channels, sizes.first, sizes.outputs)
         check_batches(run, channels, sizes.first, told)
     if channels not in (1, 3):
-        raise ModelError(
-            f"{told}: {channels} input channels", "1 (grey) or 3 (colour)", "use another network"
-        )
+        raise channels_refused(channels, told)
     activation = _activation(inside, facts.outside, seen, sizes.outputs, told)
     facts.activated = activation != "none"
     if facts.cut and not facts.activated:
@@ -91,6 +93,18 @@ def finish(model: Any, facts: Facts, wishes: Wishes, folder: Path) -> Path:
     edit.state_channels(model, channels, outputs)
     model = vetted(model, told)
     return _write(model, facts, folder, channels, outputs, sizes.after if sizes.shrink else 0)
+
+
+def _refuse_no_numbers(model: Any, run: Run, channels: int, side: int, told: str) -> None:
+    """Raise ModelError where noise is answered by NaN or infinity."""
+    if np.isfinite(run(strips(channels, side, side)[0])).all():
+        return
+    odd = edit.not_finite(model)
+    raise ModelError(
+        f"{told}: {f'weights {odd} hold NaN or infinity' if odd else 'answers NaN or infinity'}",
+        "finite weights and answers",
+        "take an earlier checkpoint: its training had diverged",
+    )
 
 
 def _free_and_compare(model: Any, stated: list[int | None], told: str) -> None:
@@ -215,21 +229,22 @@ def _write(
                 name=facts.files[0].name,
                 assumed=facts.assumed,
                 files={
-                    os.path.relpath(file, facts.files[0].parent): _sha256(file)
-                    for file in facts.files
+                    os.path.relpath(file, facts.files[0].parent.resolve())
+                    if place
+                    else file.name: sha256_of(file)
+                    for place, file in enumerate(facts.files)
                 },
             ),
         )
         manifest_file = network.with_suffix(".json")
         write_manifest(manifest, manifest_file)
     except OSError as error:
-        raise StorageError(f"{network}: {error.strerror}", "a folder to write to") from error
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}",
+            "a folder with room for the network",
+            "make room there, or name another folder",
+        ) from error
     return manifest_file
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

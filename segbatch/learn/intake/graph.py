@@ -82,6 +82,11 @@ def vetted(model: Any, told: str) -> Any:
         raise ModelError(
             f"{told}: {' '.join(str(error).split())[:400]}", "a valid ONNX network", EXPORT
         ) from error
+    return without_remarks(model)
+
+
+def without_remarks(model: Any) -> Any:
+    """Return the graph without what its exporter noted, such as where a node came from."""
     for node in nodes_of(model.graph):
         del node.metadata_props[:]
         node.doc_string = ""

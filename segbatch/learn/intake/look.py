@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Shapes = Callable[[int, int, int], tuple[int, ...] | None]
 
 CHANNELS = (1, 3)
+# Those that a refusal tries, to name them.
+OTHER_CHANNELS = (2, 4, 5, 6, 7, 8)
+SIDES = (64, 128, 256, 512)
 # Sides up to which a network that shrinks its input is tried for one that it takes, px.
 LARGEST_FIRST_PX = 640
 # By which probabilities may lie outside 0 and 1.
@@ -82,12 +85,36 @@ def find_sizes(shapes: Shapes, channels: int | None, told: str) -> tuple[int, Si
     for count in tried:
         if (found := _shrinking(shapes, count)) is not None:
             return count, found
+    raise _refusal(shapes, tried, told)
+
+
+def _refusal(shapes: Shapes, tried: tuple[int, ...], told: str) -> ModelError:
+    """Say what a network does instead of answering frames of 1 or 3 channels."""
+    for count in OTHER_CHANNELS if len(tried) > 1 else ():
+        if any(_same(shapes, count, stride) is not None for stride in STRIDES):
+            return channels_refused(count, told)
     wanted = " or ".join(map(str, tried))
-    raise ModelError(
-        f"{told}: no frame size up to {LARGEST_FIRST_PX} px gives an answer that follows it",
-        f"(N, {wanted}, Y, X) in, and (N, K, Y, X) or a constant margin less out, "
-        "for every multiple of a stride",
+    takes = f"(N, {wanted}, Y, X) in, and (N, K, Y, X) or a constant margin less out"
+    for count, side in product(tried, SIDES):
+        if (shape := shapes(count, side, side)) is not None:
+            return ModelError(
+                f"{told}: answers of shape {shape} for an image of {(1, count, side, side)}",
+                f"{takes}, for every multiple of a stride",
+                "export the network with its full-sized mask as output",
+            )
+    return ModelError(
+        f"{told}: takes no image of {wanted} channels and {' or '.join(map(str, SIDES))} px a side",
+        f"{takes}, for every multiple of a stride",
         "export it with free batch, Y and X axes",
+    )
+
+
+def channels_refused(channels: int, told: str) -> ModelError:
+    """Return the refusal of a network of other than grey or colour images."""
+    return ModelError(
+        f"{told}: {channels} input channels",
+        "1 (grey) or 3 (colour)",
+        "use a network that was trained on grey or colour images",
     )
 
 
@@ -184,10 +211,16 @@ def same_answers(one: Run, other: Run, shapes: list[tuple[int, ...]], told: str)
         noise = np.random.default_rng(5).random(shape, np.float32) * np.float32(strength)
         wanted, got = one(noise), other(noise)
         spread = float(wanted.std()) + 1e-3
-        if wanted.shape != got.shape or not np.isfinite(got).all():
+        if not (np.isfinite(wanted).all() and np.isfinite(got).all()):
             raise ModelError(
-                f"{told}: answers of shape {got.shape} for {shape}",
-                f"{wanted.shape}, finite, as the source answers",
+                f"{told}: noise of shape {shape} is answered by NaN or infinity",
+                "finite answers",
+                "take an earlier checkpoint: its training had diverged",
+            )
+        if wanted.shape != got.shape:
+            raise ModelError(
+                f"{told}: its ONNX form answers {got.shape} for {shape}",
+                f"{wanted.shape}, as the source answers",
                 "export it as ONNX with the tool that made it",
             )
         found = float(np.abs(wanted - got).max())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch.errors import ModelError, StorageError
-from segbatch.infer.engine.adopt import DESCRIPTIONS
+from segbatch.infer.engine.adopt import DESCRIPTIONS, main_file
 from segbatch.learn.intake.archive import opened
 from segbatch.learn.intake.facts import Facts
 from segbatch.learn.intake.finish import finish
@@ -20,6 +20,41 @@ READ = (
     "a segbatch checkpoint, TorchScript, a program of torch.export, ONNX, or a bioimage.io package"
 )
 
+# What else comes with the endings of networks: its first bytes, what it is, what to do.
+OTHERS = (
+    (
+        rb"\x89HDF",
+        "an HDF5 file, as Keras writes it",
+        "export the network as ONNX where it was trained (tf2onnx)",
+    ),
+    (
+        rb'.{5}\0\0\0\{"',
+        "weights of safetensors",
+        "save them as torch does, torch.save(safetensors.torch.load_file(FILE), 'net.pt')",
+    ),
+    (
+        rb"ftrt|.{0,24}ptrt",
+        "an engine of TensorRT",
+        "give the network that it was made of; segbatch export-engine makes its own",
+    ),
+    (
+        rb"version https://git-lfs",
+        "a pointer of Git LFS in place of the file",
+        "fetch the file: git lfs pull",
+    ),
+    (
+        rb"\s*<(!doctype|html|\?xml)",
+        "a web page in place of the file",
+        "download the file itself",
+    ),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf", "a compressed file", "unpack it first"),
+    (
+        rb".{257}ustar|sys_info|pickle",
+        "a tar archive",
+        "unpack it, or save the network again with a torch of today",
+    ),
+)
+
 
 def kind_of(source: Path) -> Kind:
     """Recognise a source by its content.
@@ -30,9 +65,8 @@ def kind_of(source: Path) -> Kind:
         It is missing, empty, or nothing that is known.
     """
     if source.is_dir():
-        if any((source / name).is_file() for name in DESCRIPTIONS):
-            return "package"
-        raise ModelError(f"{source}: a folder without {DESCRIPTIONS[0]}", READ, "check --model")
+        main_file(source)
+        return "package"
     if source.exists() and not source.is_file():
         raise ModelError(f"{source}: neither a file nor a folder", READ, "check --model")
     try:
@@ -44,16 +78,30 @@ def kind_of(source: Path) -> Kind:
         return "package"
     if head.startswith(b"PK"):
         return _zip_kind(source)
-    if re.match(rb"\x80[\x02-\x05]", head) or head.startswith(b"\x8a\x0al\xfc\x9cF\xf9"):
+    if not head:
+        raise ModelError(f"{source}: an empty file", READ, "copy it again")
+    if re.match(rb"\x80[\x02-\x05]|\x8a\x0al\xfc\x9cF\xf9|\((dp|lp|ip)\d|[}\])]q\x00", head):
         return "weights"
     if (
         head[:1] == b"\x08" and len(head) > 1 and 0 < head[1] < 0x80
     ):  # the first field of ONNX: its version
         return "onnx"
-    raise ModelError(
-        f"{source}: neither of these by its first bytes {head[:8]!r}",
-        READ,
-        "check that the file is whole" if head else "the file is empty: copy it again",
+    what, remedy = _told(head)
+    raise ModelError(f"{source}: {what}", READ, remedy)
+
+
+def _told(head: bytes) -> tuple[str, str]:
+    """Say in plain words what a file is that is no network to take in, and what to do."""
+    for begins, what, remedy in OTHERS:
+        if re.match(begins, head, re.IGNORECASE | re.DOTALL):
+            return what, remedy
+    text = head.split(b"\0")[0]
+    if text == head and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+        words = " ".join(head[:60].decode(errors="replace").split())
+        return f"a text file that begins with {words!r}", "name the network's own file"
+    return (
+        f"none of these by its first bytes {head[:8]!r}",
+        "check that the file is whole, or export the network as ONNX",
     )
 
 
@@ -75,7 +123,12 @@ def _zip_kind(source: Path) -> Kind:
             return "torchscript"
         if "data.pkl" in inner:
             return "weights"
-    raise ModelError(f"{source}: a zip archive of {len(names)} other files", READ, "check --model")
+    first = ", ".join(names[:3]) or "nothing"
+    raise ModelError(
+        f"{source}: a zip archive of {first}" + (" ..." if len(names) > 3 else ""),
+        READ,
+        "unpack it and name the network in it, or export the network as ONNX",
+    )
 
 
 def stem_of(source: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from segbatch.errors import EngineError, SegbatchError
+from segbatch.errors import EngineError, SegbatchError, UsageError
 from segbatch.infer.engine.artifact import (
     SUFFIX,
     EngineManifest,
@@ -27,17 +27,30 @@ def engine_info_command(file: Path, *, as_json: bool) -> None:
 
     Raises
     ------
+    UsageError
+        It is no file.
     EngineError
         No engine's manifest names the file, or it cannot be read.
     ModelError
         It is a model's manifest that cannot be read.
     """
+    if not file.is_file():
+        raise UsageError(
+            f"{file}: {'a folder' if file.is_dir() else 'no regular file'}",
+            f"an engine, a NAME.ENGINE-PRECISION{SUFFIX}, or a model's manifest",
+            f"name one of {', '.join(found)}" if (found := _manifests_in(file)) else "see --help",
+        )
     answer = _engine(_manifest_of(file)) if _is_engine(file) else _model(file)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
         return
     for line in _lines(msgspec.to_builtins(answer)):
         click.echo(line)
+
+
+def _manifests_in(folder: Path) -> list[str]:
+    """Return the engines' manifests in what may be a folder."""
+    return [str(file) for file in sorted(folder.glob(f"*{SUFFIX}"))]
 
 
 def _is_engine(file: Path) -> bool:
@@ -120,4 +133,9 @@ def _lines(answer: Any, depth: int = 0) -> Iterator[str]:
                 yield from _lines(each, depth + 1)
         elif value not in (None, "", [], {}):
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            yield f"{margin}{key}: {shown}"
+            yield f"{margin}{_plain(str(key))}: {_plain(str(shown))}"
+
+
+def _plain(text: str) -> str:
+    """Return text whose characters that would steer a terminal are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -7,7 +7,6 @@ network says of it is written down in the package (``golden.json``).
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +33,7 @@ from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, judge, lik
 from segbatch.infer.engine.machine import available_threads, processor_id
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.tables import LIKENESS, figures, print_table
 from segbatch.infer.segment import Segmentation, Segmenter
 from segbatch.settings import Settings
 
@@ -41,7 +41,6 @@ SCHEMA = "segbatch.selftest/1"
 SEED, BIT_DEPTH = 2026, 10
 SMALL_SHAPE, REPEATS = (270, 360), 4  # four times four of it are a sensor's 1080 x 1440 pixels
 TIMED_S = 2.0
-WIDTH = 120  # characters: the table is read as a whole or not at all
 # Part by which a figure may be off: the simulation's transforms round as the processor does.
 LIKE_EXPECTED = 0.01
 KINDS = (
@@ -265,22 +264,11 @@ def _iou(mask: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
 
 
 def _print(told: dict[str, Any], lines: list[Line]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     for key, value in told.items():
         click.echo(f"{key}: {value}")
-    table = Table()
-    for heading in ("engine", "precision"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("p max", "p mean", "mask", "IoU", "IoU true", "frames/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
-    for line in lines:
-        table.add_row(line.engine, line.precision, *_figures(line), line.outcome)
-    console = Console(file=sys.stdout, highlight=False)
-    console.width = max(WIDTH, console.width)
-    console.print(table)
+    words = ("engine", "precision", "outcome")
+    headings = (*words[:2], *LIKENESS, "IoU true", "frames/s", words[2])
+    print_table(headings, [_cells(line) for line in lines], words=words)
     click.echo(
         "p: difference of probabilities from onnxruntime fp32; mask: pixels of the same class; "
         "IoU true: with the true mask"
@@ -293,16 +281,7 @@ def _print(told: dict[str, Any], lines: list[Line]) -> None:
         click.echo(f"{engine} {', '.join(precisions)}: {why}")
 
 
-def _figures(line: Line) -> list[str]:
-    cells = [""] * 4
-    if line.likeness is not None:
-        alike = line.likeness
-        cells = [
-            f"{alike.max_probability_difference or 0.0:.2g}",
-            f"{alike.mean_probability_difference or 0.0:.1e}",
-            f"{alike.mask_agreement:.4%}",
-            "" if alike.iou is None else f"{alike.iou:.2%}",
-        ]
+def _cells(line: Line) -> list[str]:
     true = "" if line.iou_with_truth is None else f"{line.iou_with_truth:.2%}"
     speed = "" if line.frames_per_s is None else f"{line.frames_per_s:.1f}"
-    return [*cells, true, speed]
+    return [line.engine, line.precision, *figures(line.likeness), true, speed, line.outcome]

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from segbatch import log
 from segbatch.errors import StorageError
+from segbatch.filelock import try_lock as _try_lock
 from segbatch.service.record.atomic import storage_error
 
 LOCK_NAME = ".segbatch.lock"
@@ -215,29 +216,3 @@ def _named(content: bytes) -> str:
         return f"{process} on {holder['host']} since {holder['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    # The first bytes name the holder and must stay readable: lock one far behind them.
-    _LOCKED_BYTE = 1 << 30
-
-    def _try_lock(handle: BinaryIO) -> bool:
-        handle.seek(_LOCKED_BYTE)
-        try:
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            handle.seek(0)
-        return True
-else:
-    import fcntl
-
-    def _try_lock(handle: BinaryIO) -> bool:
-        try:
-            fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -29,11 +29,11 @@ from segbatch.infer.engine.artifact import (
     write_artifact,
 )
 from segbatch.infer.engine.cache import replace
-from segbatch.infer.engine.tensorrt.caches import cache_file, read_cache, write_cache
+from segbatch.infer.engine.kept import kept_file, read_kept, write_kept
 from segbatch.infer.engine.tensorrt.driver import (
     Gpu,
-    ask,
     driver_there,
+    lately,
     listed_capabilities,
 )
 from segbatch.infer.engine.tensorrt.flavour import load, logger, said
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from segbatch.infer.engine.artifact import Shape
     from segbatch.infer.engine.tensorrt.flavour import Flavour
     from segbatch.infer.engine.tensorrt.progress import Progress
 
-Shape = tuple[int, int, int, int]
 MASK: Final = "mask"
 # What the buffers carry to the GPU and back.
 CARRIED: Final = ("float32", "float16", "uint8")
@@ -245,7 +245,7 @@ def _gpu_to_tune_on(flavour: Flavour) -> Gpu | None:
     if flavour == "tensorrt_rtx":
         load(flavour)
         return None
-    answer = ask(flavour)
+    answer = lately(flavour)
     if answer.why or answer.gpu is None:
         raise EngineError(
             f"full TensorRT cannot build here: {answer.why}",
@@ -259,7 +259,7 @@ def own_capability(flavour: Flavour) -> str | None:
     """Return this machine's compute capability where an RTX engine has to be built for it alone."""
     if not driver_there():
         return None
-    gpu = ask(flavour).gpu
+    gpu = lately(flavour).gpu
     if gpu is None or gpu.compute_capability in TOGETHER:
         return None
     listed = listed_capabilities(load(flavour))
@@ -310,7 +310,7 @@ def _built(
                 "use --engine onnxruntime or openvino, or another version of the library",
             )
         if timing is not None:
-            write_cache(timing, bytes(config.get_timing_cache().serialize()))
+            write_kept(timing, bytes(config.get_timing_cache().serialize()))
         return bytes(blob)
 
 
@@ -367,10 +367,16 @@ def _aim(trt: Any, config: Any, compute_capability: str) -> None:
 
 def _use_timing_cache(trt: Any, config: Any, gpu: Gpu) -> Path:
     """Start from the timings of earlier builds on this GPU; return where to keep them."""
-    file = cache_file(
-        "timing", str(trt.__version__), gpu.name, gpu.compute_capability, gpu.driver, gpu.cuda
+    file = kept_file(
+        "tensorrt",
+        "timing",
+        str(trt.__version__),
+        gpu.name,
+        gpu.compute_capability,
+        gpu.driver,
+        gpu.cuda,
     )
-    timings = config.create_timing_cache(read_cache(file))
+    timings = config.create_timing_cache(read_kept(file))
     if not config.set_timing_cache(timings, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     return file

@@ -11,6 +11,8 @@ import ctypes
 import signal
 import subprocess
 import sys
+import threading
+import time
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ from segbatch.errors import UsageError
 from segbatch.infer.engine.tensorrt.flavour import FLAVOURS, INSTALL, Flavour, installed, load
 
 TIMEOUT_S: Final = 120.0
+# A process takes half a second to say what the last one said.
+REMEMBERED_S: Final = 60.0
 LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # TensorRT 10 and 11: Turing and newer; the RTX flavour lists its own in its enumeration.
 OLDEST_CAPABILITY: Final = (7, 5)
@@ -52,6 +56,10 @@ class Answer(msgspec.Struct, frozen=True):
     version: str = ""
 
 
+_answers: dict[Flavour, tuple[float, Answer]] = {}
+_asking = threading.Lock()
+
+
 def why_unusable(flavour: Flavour | None = None) -> str | None:
     """Say why no engine of this flavour can run here, with a remedy; None where one can.
 
@@ -61,7 +69,7 @@ def why_unusable(flavour: Flavour | None = None) -> str | None:
         None: any that is installed; the first's reason is given where none can be used.
     """
     if flavour is not None:
-        return ask(flavour).why or None
+        return lately(flavour).why or None
     reasons = [why_unusable(each) for each in installed()]
     if not reasons:
         return f"no TensorRT is installed; remedy: {INSTALL['tensorrt_rtx']}"
@@ -95,6 +103,20 @@ def ask(flavour: Flavour) -> Answer:
     return Answer(
         f"{flavour} cannot be tried: {told[-1] if told else f'exit code {done.returncode}'}"
     )
+
+
+def lately(flavour: Flavour) -> Answer:
+    """Return what ``ask`` found within the last minute, and else ask; never raises.
+
+    To choose an engine and to open it are two questions of one moment. Only a GPU that can be
+    used is remembered: what is missing may be there in a second.
+    """
+    with _asking:
+        asked_at, answer = _answers.get(flavour, (float("-inf"), Answer("not asked yet")))
+        if answer.why or time.monotonic() - asked_at > REMEMBERED_S:
+            answer = ask(flavour)
+            _answers[flavour] = time.monotonic(), answer
+        return answer
 
 
 def unsupported(flavour: Flavour, capability: str, listed: set[str]) -> str:

@@ -7,13 +7,13 @@ first bytes of an engine is asked last: its library reads them without loading t
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import TYPE_CHECKING, Any, Final
 
 from segbatch.errors import EngineError
 from segbatch.infer.engine.artifact import rebuild_command
-from segbatch.infer.engine.tensorrt.driver import Gpu, ask
+from segbatch.infer.engine.digest import read_verified
+from segbatch.infer.engine.tensorrt.driver import Gpu, lately
 from segbatch.infer.engine.tensorrt.flavour import FLAVOURS, INSTALL, Flavour, installed, load
 from segbatch.infer.engine.tensorrt.flavour import logger as logger_of
 from segbatch.log import get_logger
@@ -41,8 +41,11 @@ def fitting_bytes(artifact: Artifact, source_sha256: str | None = None) -> tuple
     """
     flavour = flavour_of(artifact)
     refuse_origin(artifact, source_sha256)
-    content = _verified(artifact)
-    answer = ask(flavour)
+    again = rebuild_command(artifact.manifest_file)
+    # Read once, so that the bytes that were verified are those that are opened.
+    sha256 = artifact.manifest.sha256
+    content = read_verified(artifact.file, sha256, kind="engine", remedy=again)
+    answer = lately(flavour)
     if answer.why or answer.gpu is None:
         raise EngineError(
             f"engine {artifact.file} cannot run here: {answer.why}",
@@ -139,26 +142,6 @@ def refuse_header(artifact: Artifact, content: bytes) -> None:
             f"an engine that {flavour} {trt.__version__} finds valid on this machine",
             rebuild_command(artifact.manifest_file),
         )
-
-
-def _verified(artifact: Artifact) -> bytes:
-    """Read the file once, so that the bytes that were verified are those that are opened."""
-    try:
-        content = artifact.file.read_bytes()
-    except OSError as error:
-        raise EngineError(
-            f"engine {artifact.file}: {error.strerror}",
-            "the file its manifest names",
-            rebuild_command(artifact.manifest_file),
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != artifact.manifest.sha256:
-        raise EngineError(
-            f"engine {artifact.file} has SHA-256 {found}",
-            artifact.manifest.sha256,
-            rebuild_command(artifact.manifest_file),
-        )
-    return content
 
 
 def _words(trt: Any, diagnostics: int) -> str:

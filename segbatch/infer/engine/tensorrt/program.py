@@ -13,7 +13,7 @@ import numpy as np
 
 from segbatch.errors import EngineError
 from segbatch.infer.engine.artifact import rebuild_command
-from segbatch.infer.engine.tensorrt.caches import cache_file, read_cache, write_cache
+from segbatch.infer.engine.kept import kept_file, read_kept, write_kept
 from segbatch.infer.engine.tensorrt.device import DeviceMemoryError
 from segbatch.infer.engine.tensorrt.flavour import load, logger, said
 from segbatch.infer.engine.tensorrt.ring import Tensor
@@ -59,7 +59,7 @@ class TrtProgram:
         self._name = f"{flavour} {trt.__version__}"
         self._shape = manifest.input_shape
         keys = (flavour, str(trt.__version__), manifest.sha256, gpu.name, gpu.driver)
-        self._cache_file = cache_file("runtime", *keys)
+        self._cache_file = kept_file("tensorrt", "runtime", *keys)
         self._runtime: Any = None
         self._engine: Any = None
         self._config: Any = None
@@ -100,7 +100,7 @@ class TrtProgram:
     def keep_compiled(self) -> None:
         """Keep what the RTX flavour compiled for this GPU, so that the next start is quick."""
         if self._config is not None:
-            write_cache(self._cache_file, bytes(self._config.get_runtime_cache().serialize()))
+            write_kept(self._cache_file, bytes(self._config.get_runtime_cache().serialize()))
 
     def close(self) -> None:
         """Let go of contexts, then the engine, then the runtime that they came from."""
@@ -139,7 +139,7 @@ class TrtProgram:
         )
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         compiled = config.create_runtime_cache()
-        kept = read_cache(self._cache_file)
+        kept = read_kept(self._cache_file)
         if kept:
             compiled.deserialize(kept)  # what does not fit is left out by the library itself
         config.set_runtime_cache(compiled)

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Artifact
+    from segbatch.infer.engine.artifact import Artifact, Shape
     from segbatch.infer.engine.tensorrt.ring import Program, Slot
 
-Shape = tuple[int, int, int, int]
 LOGITS: Final = "logits"
 # One is filled, one computed, one read.
 SLOTS: Final = 3

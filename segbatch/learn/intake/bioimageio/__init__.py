@@ -8,7 +8,7 @@ from segbatch.errors import ModelError
 from segbatch.learn.intake.bioimageio.describe import describe
 from segbatch.learn.intake.bioimageio.package import opened_package
 from segbatch.learn.intake.bioimageio.steps import honour_after, honour_before
-from segbatch.learn.intake.bioimageio.trial import try_out
+from segbatch.learn.intake.bioimageio.trial import Trial, try_out
 from segbatch.learn.intake.facts import Facts
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def read_package(source: Path, folder: Path, wishes: Wishes) -> Path:
     """
     with opened_package(source) as package:
         told = describe(package, wishes.output)
+        trial = Trial.of(package, told)
         refusals: list[ModelError] = []
         for weights in told.weights:
             try:
-                return _with(weights, package, told, folder, wishes, refusals)
+                return _with(weights, package, told, trial, folder, wishes, refusals)
             except ModelError as error:
-                refusals.append(error)
-        if len(refusals) == 1:
-            raise refusals[0]
+                got = package.without_places(error.got)
+                refusals.append(ModelError(got, error.wanted, error.remedy))
         raise ModelError(
             f"{source}: " + "; ".join(error.got for error in refusals),
             refusals[0].wanted,
@@ -51,6 +51,7 @@ def _with(
     weights: Weights,
     package: Package,
     told: Description,
+    trial: Trial,
     folder: Path,
     wishes: Wishes,
     refusals: list[ModelError],
@@ -77,7 +78,7 @@ def _with(
     if told.outputs > 1 or wishes.output is not None:
         wishes = _replaced(wishes, arch, output=model.graph.output[told.output_index].name)
     manifest_file = finish(model, facts, wishes, folder)
-    try_out(manifest_file, package, told, weights.kind, facts, wishes)
+    try_out(manifest_file, trial, told, weights.kind, facts, wishes)
     return manifest_file
 
 

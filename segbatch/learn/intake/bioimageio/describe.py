@@ -11,6 +11,8 @@ import msgspec
 from segbatch.errors import ModelError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from segbatch.learn.intake.bioimageio.package import Package
     from segbatch.learn.intake.read import Kind
 
@@ -129,8 +131,12 @@ def describe(package: Package, wanted: str | None) -> Description:
 
 
 def _name(content: dict[str, Any], package: Package) -> str:
-    text = str(content.get("name") or package.source.stem)
+    text = str(content.get("name") or _called(package.source))
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")[:80] or "model"
+
+
+def _called(source: Path) -> str:
+    return source.name if source.is_dir() else source.stem
 
 
 def _output(outputs: list[Tensor], wanted: str | None, told: str) -> int:

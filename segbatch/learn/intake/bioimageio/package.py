@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import yaml
 
 from segbatch.errors import ModelError
 from segbatch.infer.engine.adopt import DESCRIPTIONS
+from segbatch.infer.engine.digest import sha256_of
 from segbatch.learn.intake.archive import opened
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ class Package:
         self.source = source
         self._folder = description.parent.resolve()
         self.content = _mapping(description, source)
+        # All that may change what the package is; an archive is one file.
         self.read = [source / description.name if source.is_dir() else source]
+        self._in_place = source.is_dir() or source.parent.resolve() == self._folder
 
     def file(self, name: str, sha256: str | None) -> Path:
         """Return a file that the description names, its hash verified where one is stated.
@@ -48,10 +50,49 @@ class Package:
         ModelError
             It lies elsewhere, is missing, or is not the file that is described.
         """
+        named = self._place(name)
+        found = Path(os.path.realpath(named))
+        if not found.is_file():
+            raise ModelError(
+                f"{self.source}: {name} is not in the package",
+                "a package with its files; nothing is downloaded",
+                "download the whole package as a zip archive",
+            )
+        if sha256 is not None:
+            other = sha256_of(found)
+            if other != sha256:
+                raise ModelError(
+                    f"{self.source}: {name} has SHA-256 {other}",
+                    f"{sha256}, as the package says",
+                    "download the package again",
+                )
+        # A link's name stays when it comes to lead to another file.
+        self.note([named])
+        return found
+
+    def has(self, name: str) -> bool:
+        """Return whether the package holds a file."""
+        return self._place(name).is_file()
+
+    def note(self, files: list[Path]) -> None:
+        """Note which files were read, where they are not all in one archive."""
+        if self._in_place:
+            self.read += [file for file in files if file not in self.read]
+
+    def without_places(self, text: str) -> str:
+        """Return a text without where the package lies, which is no part of what it is."""
+        source = self.source.absolute()
+        for folder in (self._folder, source, source.parent, self.source, self.source.parent):
+            text = text.replace(f"{folder}{os.sep}", "")
+        return text.replace(f"{self.source}: ", "")
+
+    def _place(self, name: str) -> Path:
+        """Return where a file would be."""
         plain = PurePosixPath(name)
         if "://" in name:  # a package carries what its addresses point to under their last part
             plain = PurePosixPath(plain.name)
-        found = Path(os.path.realpath(self._folder / plain))
+        named = self._folder / plain
+        found = Path(os.path.realpath(named))
         if (
             plain.is_absolute()
             or ".." in plain.parts
@@ -63,37 +104,7 @@ class Package:
                 "a file inside the package",
                 "do not use this package: such names are made to read elsewhere",
             )
-        if not found.is_file():
-            raise ModelError(
-                f"{self.source}: {name} is not in the package",
-                "a package with its files; nothing is downloaded",
-                "download the whole package as a zip archive",
-            )
-        if sha256 is not None:
-            with found.open("rb") as stream:
-                other = hashlib.file_digest(stream, "sha256").hexdigest()
-            if other != sha256:
-                raise ModelError(
-                    f"{self.source}: {name} has SHA-256 {other}",
-                    f"{sha256}, as the package says",
-                    "download the package again",
-                )
-        return found
-
-    def note(self, files: list[Path]) -> None:
-        """Note which files were read, where they are not all in one archive."""
-        if self.source.is_dir() or self.source.parent.resolve() == self._folder:
-            self.read += files
-
-    def has(self, name: str) -> bool:
-        """Return whether the package holds a file."""
-        try:
-            self.file(name, None)
-        except ModelError as error:
-            if "not in the package" not in error.got:
-                raise
-            return False
-        return True
+        return named
 
 
 @contextmanager

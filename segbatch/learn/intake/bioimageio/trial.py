@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,9 +32,28 @@ MOST_RELATIVE, MOST_ABSOLUTE, MOST_PER_MILLION = 1e-2, 1e-1, 1000.0
 LARGEST_BYTES = 1 << 30
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A package's test input, (1, C, Y, X) counts, and what it says comes out of it."""
+
+    image: NDArray[Any]
+    wanted: NDArray[Any]
+
+    @classmethod
+    def of(cls, package: Package, told: Description) -> Trial:
+        """Read them.
+
+        Raises
+        ------
+        ModelError
+            The package has no test, or one that cannot be read.
+        """
+        return cls(_array(package, told, told.input), _array(package, told, told.output))
+
+
 def try_out(
     manifest_file: Path,
-    package: Package,
+    trial: Trial,
     told: Description,
     kind: str,
     facts: Facts,
@@ -44,16 +64,14 @@ def try_out(
     Raises
     ------
     ModelError
-        The package has no test, or its output is not reproduced to the stated tolerance.
-        The model's files are removed.
+        Its output is not reproduced to the stated tolerance. The model's files are removed.
     """
     model = load_model(manifest_file)
     try:
-        image = _array(package, told, told.input)
-        wanted = _array(package, told, told.output)
+        wanted = trial.wanted
         if wishes.channel is not None:
             wanted = wanted[:, wishes.channel : wishes.channel + 1]
-        _record(manifest_file, model, _compare(model, image, wanted, told, kind, facts))
+        _record(manifest_file, model, _compare(model, trial.image, wanted, told, kind, facts))
     except ModelError:
         model.file.unlink(missing_ok=True)
         manifest_file.unlink(missing_ok=True)

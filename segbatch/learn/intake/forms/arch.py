@@ -9,6 +9,7 @@ import torch
 
 from segbatch.errors import ModelError
 from segbatch.learn.intake.forms.smp import Encoder, SmpUnet
+from segbatch.learn.intake.forms.sound import look_at_weights
 from segbatch.learn.nets import Architecture, UNet
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     Weights = dict[str, torch.Tensor]
 
 OURS = "segbatch-unet"
+SHOWN = 3
 NAMES = (OURS, *(f"smp-unet-{name}" for name in get_args(Encoder)))
 
 
@@ -39,29 +41,57 @@ def network_for(weights: Weights, arch: str | None, file: Path) -> tuple[nn.Modu
     ModelError
         No architecture was named, an unknown one, or one that these weights do not fit.
     """
+    look_at_weights(weights.items(), str(file))
     if arch not in NAMES:
-        fitting = [name for name in NAMES if _fits(weights, name)]
+        first = ", ".join(list(weights)[:SHOWN])
         raise ModelError(
-            f"{file}: weights without their network"
+            f"{file}: weights without their network ({len(weights)} tensors: {first} ...)"
             + (f", and --arch {arch} is not known" if arch else ""),
-            f"an architecture: {', '.join(NAMES)}",
-            f"they fit --arch {fitting[0]}"
-            if fitting
-            else "export the network as ONNX where it was trained, and give that file",
+            f"an architecture: {', '.join(f'--arch {name}' for name in NAMES)}",
+            _remedy(weights),
         )
     try:
         net, told = _built(weights, arch)
         net.load_state_dict(weights)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        fitting = [name for name in NAMES if _fits(weights, name)]
         raise ModelError(
-            f"{file}: weights that do not fit {arch}: {' '.join(str(error).split())[:300]}",
+            f"{file}: weights that do not fit --arch {arch}: {_misfit(weights, arch)}",
             f"the weights of one of {', '.join(NAMES)}",
-            f"they fit --arch {fitting[0]}"
-            if fitting
-            else "export the network as ONNX where it was trained, and give that file",
+            _remedy(weights),
         ) from error
     return net, {"name": arch, **told}
+
+
+def _remedy(weights: Weights) -> str:
+    fitting = [name for name in NAMES if _fits(weights, name)]
+    if fitting:
+        return f"they fit --arch {fitting[0]}"
+    return "none of these fits: export the network as ONNX where it was trained, and give that file"
+
+
+def _misfit(weights: Weights, arch: str) -> str:
+    """Say which tensors are missing, too many, or of another shape; the first of each."""
+    try:
+        with torch.device("meta"):
+            wanted = _built(weights, arch)[0].state_dict()
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        # Without these not even its size is known.
+        missing = str(error.args[0]) if isinstance(error, KeyError) else f"{error}"
+        return f"no {missing}, but {', '.join(list(weights)[:SHOWN])} ..."
+    told = []
+    for what, names in (
+        ("missing", [name for name in wanted if name not in weights]),
+        ("not known", [name for name in weights if name not in wanted]),
+    ):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            told.append(f"{what} {', '.join(names[:SHOWN])}{more}")
+    for name in wanted:
+        if name in weights and weights[name].shape != wanted[name].shape:
+            found, right = tuple(weights[name].shape), tuple(wanted[name].shape)
+            told.append(f"{name} of shape {found} where {right} was wanted")
+            break
+    return "; ".join(told)
 
 
 def _fits(weights: Weights, arch: str) -> bool:
@@ -84,7 +114,7 @@ def _built(weights: Weights, arch: str) -> tuple[nn.Module, dict[str, Any]]:
     while (name := f"decoder.blocks.{len(widths)}.conv1.0.weight") in weights:
         widths.append(len(weights[name]))
     if not 3 <= len(widths) <= 5:
-        raise ValueError(f"{len(widths)} blocks in the decoder")
+        raise ValueError("decoder of 3 to 5 blocks (decoder.blocks.0.conv1.0.weight ...)")
     told = {
         "in_channels": weights[first].shape[1],
         "classes": len(weights["segmentation_head.0.weight"]),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from segbatch.errors import ModelError
 from segbatch.learn.intake.finish import running
 from segbatch.learn.intake.graph import vetted
 from segbatch.learn.intake.look import find_sizes, same_answers
+from segbatch.learn.onnx_form import quietly, traced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from segbatch.learn.intake.facts import Run
     from segbatch.learn.intake.look import Sizes
 
-OPSET = 20
 # The exporter for TorchScript knows no later one.
 SCRIPT_OPSET = 18
 
@@ -39,20 +36,9 @@ def module_to_onnx(module: Any, told: str) -> Any:
         free = torch.export.Dim(name, min=1 + sizes.first // sizes.stride, max=65536)
         return sizes.stride * free + sizes.residue if sizes.residue else sizes.stride * free
 
-    free = {0: torch.export.Dim("batch", min=1, max=1024), 2: side("rows"), 3: side("columns")}
     example = torch.zeros(2, channels, *_example_sides(sizes))
-    program = _quietly(
-        told,
-        module,
-        (example,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=["answer"],
-        dynamic_shapes=(free,),
-        verbose=False,
-    )
-    return checked(program.model_proto, module, channels, sizes, told)
+    model = traced(module, example, side("rows"), side("columns"), "answer", told)
+    return checked(model, module, channels, sizes, told)
 
 
 def _example_sides(sizes: Sizes) -> tuple[int, int]:
@@ -103,7 +89,7 @@ def script_to_onnx(script: Any, told: str) -> Any:
     _without_lists(script.forward.graph)
     content = io.BytesIO()
     axes = {0: "n", 2: "y", 3: "x"}
-    _quietly(
+    quietly(
         told,
         script,
         (example,),
@@ -132,21 +118,3 @@ def _without_lists(graph: Any) -> None:
     torch._C._jit_pass_inline(graph)
     torch._C._jit_pass_remove_mutation(graph)
     torch._C._jit_pass_peephole(graph)
-
-
-def _quietly(told: str, *arguments: Any, **options: Any) -> Any:
-    # The exporters warn and log of their own internals, and raise whatever they meet.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.onnx.export(*arguments, **options)
-        except MemoryError:
-            raise
-        except Exception as error:
-            said = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"{told}: cannot be written as ONNX: {said}",
-                "a network of standard operators",
-                "export it as ONNX where it was trained, and give that file",
-            ) from error

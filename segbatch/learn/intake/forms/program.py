@@ -19,6 +19,7 @@ from segbatch.errors import ModelError
 from segbatch.learn.intake.archive import opened, text
 from segbatch.learn.intake.forms.allowed import allowed
 from segbatch.learn.intake.forms.export import module_to_onnx
+from segbatch.learn.intake.forms.sound import in_training, look_at_weights
 
 if TYPE_CHECKING:
     import zipfile
@@ -42,6 +43,8 @@ ON_SIZES = {
         for name in ("max", "min", "int", "float")
     },
 }
+# What these layers are told of training, by the name of the argument.
+LAYERS, MODES = ("batch_norm", "dropout", "rrelu"), ("training", "train")
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size")
 # torch._export.serde.schema.ScalarType
 TYPES = {
@@ -85,6 +88,8 @@ def read_program(file: Path) -> Any:
                 payloads = json.loads(text(archive, config, file))["config"]
                 for name, payload in payloads.items():
                     weights[name] = _tensor(archive, f"{root}data/{kind}/", name, payload, file)
+                    if payload.get("is_param"):
+                        look_at_weights([(name, weights[name])], str(file))
             module = _Program(file, whole["graph_module"], weights).module()
         except (
             KeyError,
@@ -208,6 +213,9 @@ class _Program:
         schema = operation._schema.arguments if found else []
         if unknown := sorted(set(named) - {each.name for each in schema}):
             raise self._odd(f"argument {unknown[0]!r} of {target}, which has none of that name")
+        given = {each.name: value for each, value in zip(schema, positional, strict=False)} | named
+        if found and found[1].endswith(LAYERS) and True in (given.get(m) for m in MODES):
+            raise in_training(str(self._file), found[1].strip("_").replace("_", " "))
         if named.get("device") is not None:
             named["device"] = "cpu"
         made = self._graph.call_function(operation, tuple(positional), named)

@@ -74,7 +74,7 @@ class Code:
                 elif isinstance(node, ast.FunctionDef):
                     self._functions.add(f"{prefix}.{node.name}")
                 else:
-                    raise OddError(f"{type(node).__name__} in {name}, line {node.lineno}")
+                    raise _form(node, name)
         # On a tensor, a method of that name would be torch's own.
         self._methods -= {each.name.rpartition("::")[2] for each in _registered()}
         for name, tree in self._trees.items():
@@ -180,7 +180,12 @@ def _look_at_definition(node: ast.AST, name: str, in_class: bool) -> None:
         if nested or node.decorator_list or node.name in HOOKS:
             raise OddError(f"{(nested or [node])[0].name} in {name}, line {node.lineno}")
     elif in_class and not isinstance(node, ast.Assign | ast.AnnAssign | ast.Pass):
-        raise OddError(f"{type(node).__name__} in {name}, line {getattr(node, 'lineno', 0)}")
+        raise _form(node, name)
+
+
+def _form(node: ast.AST, name: str) -> OddError:
+    place = f"in {name}, line {getattr(node, 'lineno', 0)}"
+    return OddError(f"code that torch does not write, {type(node).__name__} {place}")
 
 
 def _parsed(name: str, content: bytes) -> ast.Module:
@@ -193,7 +198,7 @@ def _parsed(name: str, content: bytes) -> ast.Module:
     for node in ast.walk(tree):
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if not isinstance(node, FORMS) or text:
-            raise OddError(f"{type(node).__name__} in {name}, line {getattr(node, 'lineno', 0)}")
+            raise _form(node, name)
     return tree
 
 

@@ -36,7 +36,7 @@ def look_at_data(name: str, content: bytes, types: set[str]) -> None:
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name not in OPCODES:
-                raise OddError(f"{opcode.name} in {name}")
+                raise OddError(f"a pickle that torch did not write, {opcode.name} in {name}")
             told = str(argument)
             if opcode.name == "GLOBAL" and not (
                 PLAIN.fullmatch(told) or told.replace(" ", ".") in types

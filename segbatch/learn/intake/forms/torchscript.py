@@ -20,7 +20,8 @@ from segbatch.learn.intake.archive import opened, text
 from segbatch.learn.intake.forms.export import script_to_onnx
 from segbatch.learn.intake.forms.script_code import Code, OddError
 from segbatch.learn.intake.forms.script_data import look_at_data
-from segbatch.learn.intake.forms.script_graph import look_at_graphs
+from segbatch.learn.intake.forms.script_graph import look_at_graphs, trained_layer
+from segbatch.learn.intake.forms.sound import in_training, look_at_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,12 +41,17 @@ def read_torchscript(file: Path) -> Any:
     try:
         script = torch.jit.load(looked_at(file), map_location="cpu")  # type: ignore[no-untyped-call]
         look_at_graphs(script)
+        _look_at_input(script, file)
+        look_at_weights(script.named_parameters(), str(file))
         script.eval()
+        if layer := trained_layer(script):
+            raise in_training(str(file), layer)
     except OddError as odd:
         raise _refused(file, odd) from odd
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         raise ModelError(
-            f"{file}: {' '.join(str(error).split())[:200]}",
+            f"{file}: TorchScript that torch cannot load: "
+            f"{' '.join(str(error).split()).partition('. ')[0][:200]}",
             "TorchScript that this torch loads",
             ONNX,
         ) from error
@@ -73,6 +79,13 @@ def _written_anew(file: Path) -> io.BytesIO:
     whole = io.BytesIO()
     with opened(file) as archive, zipfile.ZipFile(whole, "w") as again:
         names = [name for name in archive.namelist() if not name.endswith(".debug_pkl")]
+        missing = {"data.pkl", "version"} - {name.partition("/")[2] for name in names}
+        if missing:
+            raise ModelError(
+                f"{file}: a TorchScript archive without {' and '.join(sorted(missing))}",
+                "a whole file of torch.jit.save",
+                "copy it again, or save it again where it was made",
+            )
         sources = [name for name in names if "/code/" in name and name.endswith(".py")]
         odd = [name for name in names if "/code/" in name and name not in sources]
         if odd or sum(archive.getinfo(name).file_size for name in sources) > LARGEST_CODE:
@@ -88,6 +101,17 @@ def _written_anew(file: Path) -> io.BytesIO:
             again.writestr(name, content)
     whole.seek(0)
     return whole
+
+
+def _look_at_input(script: Any, file: Path) -> None:
+    """Raise ModelError unless one image is all that ``forward`` needs."""
+    given = [each.name for each in script.forward.schema.arguments if not each.has_default_value()]
+    if len(given) != 2:
+        raise ModelError(
+            f"{file}: {len(given) - 1} inputs ({', '.join(given[1:])})",
+            "one, an image",
+            "export the network with its image as the only input",
+        )
 
 
 def _refused(file: Path, odd: OddError) -> ModelError:

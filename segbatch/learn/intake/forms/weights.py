@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pickle
-import re
 import warnings
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +13,8 @@ import torch
 from segbatch.errors import ModelError
 from segbatch.learn.checkpoint import SCHEMA, Card
 from segbatch.learn.intake.forms.export import module_to_onnx
+from segbatch.learn.intake.forms.pickles import told_of
+from segbatch.learn.intake.forms.sound import look_at_weights
 from segbatch.learn.nets import UNet
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
     from segbatch.learn.intake.facts import Facts, Wishes
 
+RESAVE = (
+    "load it where it was made and save only the weights, torch.save(net.state_dict(), FILE), "
+    "or export to ONNX"
+)
 # Where trainers keep the weights in what they save.
 INSIDE = ("state_dict", "model_state_dict", "model", "net", "weights", "params")
 
@@ -49,17 +55,34 @@ def load_plain(file: Path) -> Any:
         with warnings.catch_warnings():  # of pickles of other versions
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        called = re.search(r"(?:GLOBAL|class|operand) ([\w.]+)", str(error))
-        raise ModelError(
-            f"{file}: {f'a pickle that calls {called[1]}' if called else _short(error)}",
+    except (
+        *(OSError, EOFError, RuntimeError, KeyError, ValueError, TypeError, IndexError),
+        *(AttributeError, AssertionError, pickle.UnpicklingError),
+    ) as error:
+        raise _refusal(file) from error
+
+
+def _refusal(file: Path) -> ModelError:
+    """Say in plain words what a file is that torch does not load as weights."""
+    try:
+        form, called = told_of(file)
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        return ModelError(f"{file}: {_short(error)}", "a whole file of torch.save", "copy it again")
+    if called:
+        return ModelError(
+            f"{file}: {form} that calls {called}",
             "tensors and plain values: a pickle of anything else would run code when it is loaded",
-            "save only the weights, torch.save(net.state_dict(), FILE), or export to ONNX",
-        ) from error
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(
-            f"{file}: {_short(error)}", "a whole file of torch.save", "copy it again"
-        ) from error
+            RESAVE,
+        )
+    if "protocol" in form or form.startswith("a plain pickle"):
+        return ModelError(
+            f"{file}: {form}", "weights as torch.save writes them by itself, of protocol 2", RESAVE
+        )
+    return ModelError(
+        f"{file}: {form}, of which a part is missing or damaged",
+        "a whole file of torch.save",
+        "copy it again",
+    )
 
 
 def _short(error: object) -> str:
@@ -79,10 +102,13 @@ def plain_weights(content: Any, file: Path) -> dict[str, torch.Tensor]:
         or not content
         or not all(isinstance(v, torch.Tensor) for v in content.values())
     ):
+        holds = f"a {type(content).__name__}"
+        if isinstance(content, dict):
+            holds = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise ModelError(
-            f"{file}: {type(content).__name__} that is no table of tensors",
+            f"{file}: a file of torch.save with {holds}, no table of tensors",
             f"weights by name, or a {SCHEMA} checkpoint",
-            "save net.state_dict()",
+            "save the weights by themselves, torch.save(net.state_dict(), FILE)",
         )
     weights = {str(name): tensor.detach() for name, tensor in content.items()}
     while True:
@@ -96,10 +122,11 @@ def plain_weights(content: Any, file: Path) -> dict[str, torch.Tensor]:
 
 def _checkpoint(file: Path, content: dict[str, Any], facts: Facts) -> Any:
     try:
+        look_at_weights(content["weights"].items(), str(file))
         card = msgspec.convert(content["manifest"], Card)
         net = UNet(card.architecture)
         net.load_state_dict(content["weights"])
-    except (msgspec.ValidationError, RuntimeError, KeyError, TypeError) as error:
+    except (msgspec.ValidationError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"checkpoint {file}: {_short(error)}",
             f"a {SCHEMA} file of plain weights",
