@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from segbatch.errors import StorageError
 from segbatch.service.record import masks
 from segbatch.service.record.lines import Journal, Lines
 from segbatch.service.record.names import Register
+from segbatch.service.record.onepage import write_page
 from segbatch.service.record.products import Products, page_of
 from segbatch.service.record.recorder import Keep
 from segbatch.service.record.schema import (
@@ -392,3 +394,30 @@ def test_a_mask_saved_by_an_editor_that_keeps_our_words_is_not_ours(tmp_path: Pa
     with tifffile.TiffFile(names.mask) as file:
         assert file.pages.first.software.startswith("segbatch")
     assert not is_own_output(names.mask)
+
+
+@pytest.mark.parametrize("shape", [(1080, 1440), (64, 96), (1, 1), (2161, 700)])
+@pytest.mark.parametrize("pixel_size_um", [None, 0.0862])
+@pytest.mark.parametrize(("dtype", "coloured"), [("u1", True), ("u4", False), ("f4", False)])
+def test_a_page_from_a_head_is_byte_for_byte_what_tifffile_writes(
+    shape: tuple[int, int], pixel_size_um: float | None, dtype: str, *, coloured: bool
+) -> None:
+    """A file written from the head that is kept equals the one that tifffile writes."""
+    rng = np.random.default_rng(3)
+    for _ in range(2):  # the second takes the head of the first
+        pixels = (rng.random(shape) > 0.9).astype(dtype)
+        page = page_of(pixels)
+        quick, whole = io.BytesIO(), io.BytesIO()
+        write_page(
+            quick, page, pixels.dtype, coloured=coloured, pixel_size_um=pixel_size_um, ome=False
+        )
+        masks.write_pages(
+            whole,
+            [(page.shape, iter(page.strips))],
+            pixels.dtype,
+            coloured=coloured,
+            pixel_size_um=pixel_size_um,
+        )
+        assert quick.getvalue() == whole.getvalue()
+        quick.seek(0)
+        assert np.array_equal(tifffile.imread(quick), pixels)

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from segbatch.infer.quality import structure, tears
+from segbatch.infer.quality.ranks import median
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -301,7 +302,7 @@ def estimate_noise(frame: NDArray[Any], floor: float) -> float:
     values = values[values < _LARGEST]
     if values.size == 0:
         return 0.0
-    sigma = max(float(np.median(values)) / 0.6745, floor)
+    sigma = max(median(values) / 0.6745, floor)
     for _ in range(2):
         kept = values[values <= _TRIM * max(sigma, floor)]
         sigma = float(np.sqrt(np.mean(kept * kept))) / _TRIMMED_SIGMA if kept.size else 0.0

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import numpy as np
 
+from segbatch.infer.quality.ranks import median, quantile
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -88,7 +90,7 @@ class Peers:
         members = list(group)
         signal = [m.signal for m in members if m.signal is not None]
         self.signals = len(signal)
-        self.signal = float(np.median(signal)) if len(signal) >= needed else None
+        self.signal = median(signal) if len(signal) >= needed else None
         # Rings of large objects far out of focus may look sharper than the objects in focus.
         least = (self.signal or 0.0) / settings.blur_signal_loss
         clear = [m for m in members if m.signal is not None and m.signal >= least]
@@ -104,7 +106,7 @@ class Peers:
             members = list(run)
         self.noise = _noise_level([m.noise_sigma for m in members if m.noise_sigma], needed)
         snr = [m.snr for m in members if m.snr is not None]
-        self.snr = float(np.median(snr)) if snr else 0.0
+        self.snr = median(snr) if snr else 0.0
         self.warm = self.noise is not None and self.focus is not None
 
     def _third_of_sharp(self, clear: list[Measures]) -> _Level | None:
@@ -136,8 +138,8 @@ def _noise_level(sigmas: list[float], needed: int) -> _Level | None:
     if len(sigmas) < needed:
         return None
     octaves = np.log2(sigmas)
-    middle = float(np.median(octaves))
-    deviation = float(np.median(np.abs(octaves - middle)))
+    middle = median(octaves)
+    deviation = median(np.abs(octaves - middle))
     return _Level(len(sigmas), middle, _MAD_TO_SIGMA * deviation)
 
 
@@ -151,8 +153,8 @@ def _focus_level(focus: list[float], needed: int) -> _Level | None:
     """
     if len(focus) < needed:
         return None
-    middle, sharp = np.quantile(focus, (0.5, _SHARP_QUANTILE)).tolist()
-    steps = _MAD_TO_SIGMA * float(np.median(np.abs(np.diff(focus)))) / 2**0.5
+    middle, sharp = median(focus), quantile(focus, _SHARP_QUANTILE)
+    steps = _MAD_TO_SIGMA * median(np.abs(np.diff(focus))) / 2**0.5
     return _Level(len(focus), sharp, min(steps, (sharp - middle) / _SHARP_QUANTILE_SIGMAS))
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from segbatch.infer.quality.ranks import median, median_of_rows
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -117,7 +119,7 @@ def _level_step(
         few = few[rows // 2 : len(means) - (rows - 1) // 2]
     # Clipped, so that objects which begin or end at a row count little.
     level = _clipped_mean(few[rows:] - few[:-rows], 3 * scatter / float(np.sqrt(rows)))
-    drift = float(np.median(level))
+    drift = median(level)
     level -= drift
     side = _SIDE_ROWS - rows + 1
     middle = side + int(np.argmax(np.abs(level[side:-side])))
@@ -127,13 +129,13 @@ def _level_step(
     single = _clipped_mean(beside, 3 * scatter) - drift / rows
     at = int(np.argmax(single * np.sign(size)))
     step, row = float(single[at]), middle + at + 1
-    upper = np.median(means[max(row - _SIDE_ROWS, 0) : row], axis=0)
-    beyond = np.median(means[row : row + _SIDE_ROWS], axis=0) - upper
+    upper = median_of_rows(means[max(row - _SIDE_ROWS, 0) : row])
+    beyond = median_of_rows(means[row : row + _SIDE_ROWS]) - upper
     lasting = float(_clipped_mean(beyond[None], 3 * scatter)[0])
-    whole = float(np.median(beyond))
+    whole = median(beyond)
     if step * size <= 0 or step * lasting <= 0 or abs(lasting) < _LASTING * abs(step):
         return {}
-    at_once = float(np.median(steps[row - 1])) * np.sign(whole)
+    at_once = median(steps[row - 1]) * np.sign(whole)
     if at_once < _AT_ONCE * abs(whole) or abs(whole) < _IN_MOST * abs(size):
         return {}
     spread = _scatter_of(np.delete(level, slice(max(middle - 2 * rows, 0), middle + 2 * rows)))
@@ -152,7 +154,7 @@ def _scatter_of(level: NDArray[np.float32]) -> float:
     """
     size = np.sort(np.abs(level))
     most = size[int(_TAIL * len(size))] / _TAIL_SIGMAS
-    return max(_MAD_TO_SIGMA * float(np.median(size)), float(most))
+    return max(_MAD_TO_SIGMA * median(size), float(most))
 
 
 def _clipped_mean(values: NDArray[np.float32], reach: float) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from segbatch import __version__
 
 SOFTWARE = f"segbatch {__version__}"
 STRIP_BYTES = 1 << 18  # small enough for any reader's buffer, large enough to compress well
+LARGEST_CLASSIC_BYTES = 2**32 - 2**25  # of pixels: a larger TIFF needs 64-bit offsets
 DEFLATE_LEVEL = 3  # masks are mostly flat: higher levels gain little and cost the run's cores
 
 # Background black, then the eight colours of Okabe & Ito (2008), told apart by
@@ -46,9 +47,9 @@ def rows_per_strip(shape: Sequence[int], itemsize: int) -> int:
 def compress(page: NDArray[Any]) -> list[bytes]:
     """Return the deflated strips of one page, (Y, X) or planes (K, Y, X)."""
     rows = rows_per_strip(page.shape, page.itemsize)
-    planes = page if page.ndim == 3 else page[np.newaxis]
+    planes = np.ascontiguousarray(page if page.ndim == 3 else page[np.newaxis])
     return [
-        bytes(imagecodecs.zlibng_encode(plane[top : top + rows].tobytes(), DEFLATE_LEVEL))
+        bytes(imagecodecs.zlibng_encode(plane[top : top + rows], DEFLATE_LEVEL))
         for plane in planes
         for top in range(0, plane.shape[0], rows)
     ]
@@ -94,14 +95,6 @@ def write_pages(
         For an OME-TIFF whose pages form a full grid: the axes before Y and X
         (as in ``TC``) and their lengths.
     """
-    extra: dict[str, Any] = (
-        {"photometric": "palette", "colormap": palette()}
-        if coloured
-        else {"photometric": "minisblack"}
-    )
-    if pixel_size_um:
-        per_cm = 1e4 / pixel_size_um
-        extra |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
     check = 0
     if pages:
         shape, strips = pages[0]
@@ -110,16 +103,9 @@ def write_pages(
         pages = [(shape, iter(first)), *pages[1:]]
     total = sum(int(np.prod(shape)) for shape, _ in pages) * dtype.itemsize
     with tifffile.TiffWriter(
-        handle, bigtiff=total > 2**32 - 2**25, ome=ome_axes is not None
+        handle, bigtiff=total > LARGEST_CLASSIC_BYTES, ome=ome_axes is not None
     ) as writer:
-        shared: dict[str, Any] = {
-            "dtype": dtype,
-            "compression": "adobe_deflate",
-            # With the check sum of its first page: a file that another program saves anew
-            # may keep the words, but not the bytes.
-            "software": f"{SOFTWARE} {check:08x}",
-            **extra,
-        }
+        shared = _tags(dtype, check, coloured=coloured, pixel_size_um=pixel_size_um)
         uniform = len({shape for shape, _ in pages}) == 1
         if ome_axes is not None and uniform:
             axes, lengths = ome_axes
@@ -150,3 +136,29 @@ def write_pages(
                 **planar,
                 **shared,
             )
+
+
+def software_of(check: int) -> str:
+    """Name the program, with the CRC-32 of the file's first page.
+
+    A file that another program saves anew may keep the words, but not the bytes.
+    """
+    return f"{SOFTWARE} {check:08x}"
+
+
+def _tags(
+    dtype: np.dtype[Any], check: int, *, coloured: bool, pixel_size_um: float | None
+) -> dict[str, Any]:
+    """Return what ``tifffile`` is told of every page."""
+    tags: dict[str, Any] = {
+        "dtype": dtype,
+        "compression": "adobe_deflate",
+        "software": software_of(check),
+        "photometric": "palette" if coloured else "minisblack",
+    }
+    if coloured:
+        tags["colormap"] = palette()
+    if pixel_size_um:
+        per_cm = 1e4 / pixel_size_um
+        tags |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+    return tags

@@ -29,7 +29,7 @@ class FrameInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     ``file`` is the raw file's name, ``page`` the frame's index in it. A frame
     that could not be read has no shape, dtype, hash or axes.
-    ``pixel_hash`` is ``sha256:`` and the hash of shape, dtype and pixels.
+    ``pixel_hash`` is ``blake3:`` and the hash of shape, dtype and pixels.
     """
 
     file: str

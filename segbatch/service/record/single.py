@@ -11,8 +11,8 @@ import numpy as np
 
 from segbatch.service.record import schema
 from segbatch.service.record.atomic import remove, sync_folder, whole_file, write_whole
-from segbatch.service.record.masks import write_pages
 from segbatch.service.record.names import OutputNames, remove_ours, require_ours
+from segbatch.service.record.onepage import write_page
 from segbatch.service.record.products import Products, with_mask
 from segbatch.service.record.recorder import Keep, Written
 from segbatch.service.record.schema import QcRecord
@@ -55,13 +55,13 @@ class SingleRecorder:
         for path, (content, dtype, coloured) in wanted.items():
             require_ours(path)
             with whole_file(path) as handle:
-                write_pages(
+                write_page(
                     handle,
-                    [(content.shape, iter(content.strips))],
+                    content,
                     dtype,
                     coloured=coloured,
                     pixel_size_um=pixel_size_um,
-                    ome_axes=("", ()) if coloured and path.name.endswith(".ome.tif") else None,
+                    ome=coloured and path.name.endswith(".ome.tif"),
                 )
         for path in self.names.products():
             if path not in wanted:
