@@ -78,7 +78,7 @@ def hash_pixels(pixels: NDArray[Any]) -> str:
     """Return ``blake3:`` and the hash of shape, dtype (little-endian) and pixels in C order."""
     little = pixels.dtype.newbyteorder("<")
     digest = blake3(f"{pixels.shape} {little.str}".encode())
-    digest.update(np.ascontiguousarray(pixels, little).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(pixels, little).reshape(-1).view(np.uint8).data)
     return f"blake3:{digest.hexdigest()}"
 
 

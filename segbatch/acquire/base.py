@@ -7,12 +7,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from segbatch.acquire.raw import RawFile, unreadable
 from segbatch.errors import FrameError
 from segbatch.frame import Acquisition, Frame, FrameId
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
+
+    from numpy.typing import DTypeLike, NDArray
+
+    Empty = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 
 
 # Stacks even while they hold one frame. Their writer says which frames are
@@ -22,11 +28,16 @@ GROWING_KINDS = ("ndtiff", "mmstack")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Bit depths where a file says none, and the largest decoded frame in bytes."""
+    """How to read a file.
+
+    Bit depths where it says none, the largest decoded frame in bytes, and what
+    gives the memory for pixels: called with shape and dtype, as ``numpy.empty``.
+    """
 
     bit_depth: int | None
     profile_bit_depth: int
     max_bytes: int
+    empty: Empty = np.empty
 
 
 @dataclass(frozen=True, slots=True)

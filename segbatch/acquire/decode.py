@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from segbatch.acquire.base import Empty
     from segbatch.acquire.tiff import Ifd
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -31,13 +32,15 @@ WEBP = 50001
 LZMA_MEMORY = 256 << 20  # bytes; xz -9 takes 65 MiB
 
 
-def tiff_pixels(ifd: Ifd, page: Page) -> NDArray[Any]:
+def tiff_pixels(ifd: Ifd, page: Page, empty: Empty) -> NDArray[Any]:
     """Decode one page.
 
     Parameters
     ----------
     ifd, page
         The page's directory and its checked layout.
+    empty
+        Gives the memory, as ``numpy.empty``.
 
     Returns
     -------
@@ -54,13 +57,13 @@ def tiff_pixels(ifd: Ifd, page: Page) -> NDArray[Any]:
     shape = (page.height, page.width, page.colours)
     with content_errors(ifd.file.path, f"a page of {page.width} x {page.height} pixels"):
         if page.is_plain:
-            out = np.empty(shape, page.dtype)
+            out = empty(shape, page.dtype)
             ifd.file.read_into(page.offsets[0], out.reshape(-1).view(np.uint8).data)
             if ifd.header.order != ("<" if np.little_endian else ">"):
                 out.byteswap(inplace=True)
         else:
             decompress = _decompressor(ifd, page)
-            out = np.empty(shape, page.dtype)
+            out = empty(shape, page.dtype)
             for index in range(len(page.offsets)):
                 _place(ifd, page, index, out, decompress)
     return out[..., 0] if page.colours == 1 else out

@@ -75,7 +75,7 @@ class NdtiffSource(Source):
                 "raise max_file_gib",
             )
         shape = (entry.height, entry.width, samples)[: 2 if samples == 1 else 3]
-        stored = np.empty(shape, f"{self._order}u{itemsize}")
+        stored = self._options.empty(shape, f"{self._order}u{itemsize}")
         self._file.read_into(entry.offset, stored.reshape(-1).view(np.uint8).data)
         pixels = stored.astype(f"u{itemsize}", copy=False)
         return Picture(pixels, 8 * itemsize, self._acquisition(entry), hint)
@@ -202,7 +202,9 @@ class TiffSource(Source):
             layout = read_page(ifd, self._options.max_bytes)
         # ImageJ's palettes only show counts in colour: the counts are what was measured.
         indices = self.kind in ("imagej", "micro-manager")
-        pixels = to_gray_or_rgb(ifd, layout, tiff_pixels(ifd, layout), indices=indices)
+        pixels = to_gray_or_rgb(
+            ifd, layout, tiff_pixels(ifd, layout, self._options.empty), indices=indices
+        )
         bits = layout.bits if pixels.dtype == layout.dtype else 8 * pixels.dtype.itemsize
         return Picture(pixels, bits, self._acquisition(ifd, page), self._layout.bit_hint)
 

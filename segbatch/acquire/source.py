@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from segbatch.acquire import micromanager
 from segbatch.acquire.base import Options, Source
 from segbatch.acquire.decode import PNG_SIGNATURE
@@ -16,10 +18,19 @@ from segbatch.settings import PROFILE_BIT_DEPTH
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from segbatch.acquire.base import Empty
+
 __all__ = ["Source", "open_source"]
 
 
-def open_source(path: Path, *, bit_depth: int | None, profile: str, max_file_gib: float) -> Source:
+def open_source(
+    path: Path,
+    *,
+    bit_depth: int | None,
+    profile: str,
+    max_file_gib: float,
+    empty: Empty = np.empty,
+) -> Source:
     """Open ``path`` and find its frames; no pixels are read.
 
     Parameters
@@ -30,6 +41,8 @@ def open_source(path: Path, *, bit_depth: int | None, profile: str, max_file_gib
         A key of ``segbatch.settings.PROFILE_BIT_DEPTH``.
     max_file_gib
         Largest size of one decoded frame.
+    empty
+        Gives the memory for pixels: called with shape and dtype, as ``numpy.empty``.
 
     Raises
     ------
@@ -38,7 +51,7 @@ def open_source(path: Path, *, bit_depth: int | None, profile: str, max_file_gib
     UnsupportedFrameError
         Neither TIFF nor PNG, or no regular file.
     """
-    options = Options(bit_depth, PROFILE_BIT_DEPTH[profile], int(max_file_gib * 2**30))
+    options = Options(bit_depth, PROFILE_BIT_DEPTH[profile], int(max_file_gib * 2**30), empty)
     file = RawFile(path)
     try:
         head = file.read_some(0, 8)

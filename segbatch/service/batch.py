@@ -10,10 +10,10 @@ from pathlib import Path
 from segbatch import log
 from segbatch.errors import FrameError
 from segbatch.infer.engine.manifest import Model
+from segbatch.infer.quality.observers import Observers
 from segbatch.infer.quality.verdict import Verdict
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, OpenFile
-from segbatch.service.pipeline import Observe
 from segbatch.service.plan import PlannedFile, plan_files, read_records
 from segbatch.service.progress import Listener
 from segbatch.service.record.recorder import Keep, Recorder
@@ -50,7 +50,7 @@ class Batch(Work):
         model: Model,
         settings: Settings,
         segmenter: Callable[[], Segmenter],
-        observe: Observe,
+        observers: Observers,
         stop: threading.Event,
         progress: Listener,
         *,
@@ -63,7 +63,7 @@ class Batch(Work):
             model,
             settings,
             segmenter,
-            observe,
+            observers,
             stop,
             progress,
             keep_other=keep_other,
@@ -111,7 +111,7 @@ class Batch(Work):
         pending, threads = self.todo, 1
         for _ in range(MAX_ROUNDS):
             if pending:
-                threads = self._segmenter().streams + 2
+                threads = self._crew_size()
                 self._run(self._journeys(pending), threads)
             if not self._again:
                 changes = changed(self._judge.settle(), self.standing)

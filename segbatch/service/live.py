@@ -14,9 +14,9 @@ from segbatch.acquire.folder.intake import Arrival
 from segbatch.acquire.source import Source
 from segbatch.errors import StorageError
 from segbatch.infer.engine.manifest import Model
+from segbatch.infer.quality.observers import Observers
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, OpenFile
-from segbatch.service.pipeline import Observe
 from segbatch.service.plan import PlannedFile
 from segbatch.service.progress import Listener
 from segbatch.service.record.names import Register, is_mask_of_ours
@@ -58,7 +58,7 @@ class LiveRun(Work):
         model: Model,
         settings: Settings,
         segmenter: Callable[[], Segmenter],
-        observe: Observe,
+        observers: Observers,
         stop: threading.Event,
         progress: Listener,
         under_way: UnderWay,
@@ -69,7 +69,7 @@ class LiveRun(Work):
             model,
             settings,
             segmenter,
-            observe,
+            observers,
             stop,
             progress,
             keep_other=True,
@@ -126,7 +126,7 @@ class LiveRun(Work):
             for file in suspects:
                 self._todo.remove(file)
             self._run(self._slices(deque(suspects), enough), 1, meanwhile)
-        self._run(self._slices(self._todo, enough), self._segmenter().streams + 2, meanwhile)
+        self._run(self._slices(self._todo, enough), self._crew_size(), meanwhile)
         changed = [file.raw for file in self._again]
         self._again.clear()
         return changed

@@ -12,10 +12,11 @@ from segbatch.acquire.source import Source, open_source
 from segbatch.errors import FrameError, StorageError, UnreadableFrameError
 from segbatch.frame import hash_pixels
 from segbatch.infer.engine.manifest import Model
+from segbatch.infer.quality.observers import Observers
 from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, Crew, OpenFile
-from segbatch.service.pipeline import Journey, Observe, Pipeline
+from segbatch.service.pipeline import Journey, Pipeline
 from segbatch.service.plan import (
     Ledger,
     PlannedFile,
@@ -44,6 +45,7 @@ from segbatch.service.under_way import UnderWay
 from segbatch.settings import Settings
 
 MAX_ATTEMPTS = 3  # on a raw file that changes while it is read
+SPARE_JOURNEYS = 2  # that are read or recorded meanwhile
 FRAME_AND_MASK = 1.5  # memory of a 16-bit frame and its 8-bit mask, in frames
 _logger = log.get_logger(__name__)
 
@@ -58,8 +60,8 @@ class Work:
         same one unless ``--out`` was given). The caller holds its lock.
     segmenter
         Opens the engine when it is first needed.
-    observe
-        Measures the pixels of a frame.
+    observers
+        Measure the pixels of frames, and lend the memory for them.
     stop
         Set from outside to end early: what is under way is finished, nothing
         more is begun.
@@ -78,7 +80,7 @@ class Work:
         model: Model,
         settings: Settings,
         segmenter: Callable[[], Segmenter],
-        observe: Observe,
+        observers: Observers,
         stop: threading.Event,
         progress: Listener,
         *,
@@ -89,11 +91,12 @@ class Work:
         self._root, self._out_root = root, out_root
         self._settings, self._segmenter = settings, segmenter
         self._stop, self._progress = stop, progress
+        self._observers = observers
         self._judge = Judge(settings.quality)
         self._pipeline = Pipeline(
             self._judge,
             segmenter,
-            observe,
+            observers.observe,
             settings.result_sha256(),
             self._require_same_folder,
         )
@@ -113,6 +116,7 @@ class Work:
             bit_depth=self._settings.bit_depth,
             profile=self._settings.profile,
             max_file_gib=self._settings.max_file_gib,
+            empty=self._observers.empty,
         )
 
     def _folder_for(self, raw: Path) -> Path:
@@ -176,6 +180,10 @@ class Work:
                 rewrite_lines(file.names, records)
             else:
                 SingleRecorder(file.names).commit(0, records[0], Keep.PRODUCTS)
+
+    def _crew_size(self) -> int:
+        """Journeys at once that keep the engine and the observers busy; opens the engine."""
+        return self._segmenter().streams + self._observers.most + SPARE_JOURNEYS
 
     def _run(
         self,

@@ -18,7 +18,8 @@ import pytest
 
 from segbatch.infer.quality import observers as module
 from segbatch.infer.quality.observe import observe
-from segbatch.infer.quality.observers import LARGEST_BYTES, Observers
+from segbatch.infer.quality.observers import Observers
+from segbatch.infer.quality.shared import PLACE_BYTES, SharedFrames
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="processes that measure frames are for Linux"
@@ -127,9 +128,9 @@ def test_a_process_that_hangs_is_ended(
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_frame_too_large_to_copy_is_measured_here(observers: Observers) -> None:
+def test_a_frame_too_large_for_a_place_is_measured_here(observers: Observers) -> None:
     """Frames beyond the limit start no process."""
-    pixels = np.zeros((LARGEST_BYTES // 2**14 + 1, 2**14), np.uint8)
+    pixels = np.zeros((PLACE_BYTES // 2**14 + 1, 2**14), np.uint8)
 
     observers.observe(pixels, 255)
 
@@ -199,8 +200,9 @@ def test_nobody_waits_for_a_process_that_starts(monkeypatch: pytest.MonkeyPatch)
         waiting = threading.Thread(target=lambda: found.append(observers.observe(pixels, 1023)))
         waiting.start()
         time.sleep(0.2)
+        assert observers._shared is not None
         with observers._changed:
-            observers._start()
+            observers._start(observers._shared)
         observers._give_back(lent, usable=False)
         waiting.join(30)
 
@@ -218,3 +220,39 @@ def test_modules_of_the_current_folder_are_not_run(
         wait_ready(observers)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cv2.py", "queue.py"]
+
+
+def test_frames_in_shared_memory_are_not_copied(observers: Observers) -> None:
+    """Pixels that were read into lent memory are found there by the other process."""
+    wait_ready(observers)
+    made = frames(1)[0]
+    pixels = observers.empty(made.shape, made.dtype)
+    pixels[...] = made
+    assert observers._shared is not None
+    assert observers._shared.offset_of(pixels) is not None
+    assert observers.observe(pixels, 1023) == observe(made, 1023)
+
+
+def test_a_place_is_lent_again_when_its_last_array_is_gone() -> None:
+    """Places are never lent twice at once, and are free when no view on them is left."""
+    shared = SharedFrames(3)
+    lent = [shared.empty((64, 64), np.uint16) for _ in range(5)]
+    offsets = [shared.offset_of(pixels) for pixels in lent]
+    assert len(set(offsets[:3])) == 3
+    assert offsets[3:] == [None, None]  # ordinary memory
+    view = lent[0][3:, 5:]
+    del lent
+    again = [shared.empty((64, 64), np.uint16) for _ in range(3)]
+    assert [shared.offset_of(pixels) for pixels in again].count(None) == 1
+    assert not any(np.shares_memory(view, pixels) for pixels in again)
+    shared.close()
+    again[0][...] = 7  # memory outlives its owner as long as it is looked at
+    assert again[0].sum() == 7 * 64 * 64
+
+
+def test_a_frame_too_large_for_a_place_lies_in_ordinary_memory() -> None:
+    """A frame of more than a place is lent ordinary memory, and one of that size a place."""
+    shared = SharedFrames(1)
+    assert shared.offset_of(shared.empty((PLACE_BYTES + 1,), np.uint8)) is None
+    assert shared.offset_of(shared.empty((PLACE_BYTES,), np.uint8)) == 0
+    shared.close()

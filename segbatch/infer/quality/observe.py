@@ -21,8 +21,9 @@ class Observation(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """Where a frame lies in shared memory, from its start."""
+    """Where a frame lies in shared memory, in bytes from its start."""
 
+    offset: int
     shape: tuple[int, ...]
     dtype: str
     ceiling: int | None

@@ -8,6 +8,7 @@ It says ``ready`` and then answers each line, a ``Request``, with one line, an `
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import signal
@@ -38,16 +39,13 @@ def main(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     _keep_what_was_freed()
-    memory: mmap.mmap | None = None
+    memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ)
     _say(b"ready")
     for line in sys.stdin.buffer:
         asked = msgspec.json.decode(line, type=Request)
-        size = os.fstat(descriptor).st_size
-        if memory is None or len(memory) != size:
-            memory = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
-        dtype, count = np.dtype(asked.dtype), int(np.prod(asked.shape))
-        pixels: np.ndarray[Any, Any] = np.frombuffer(memory, dtype, count).reshape(asked.shape)
-        _say(msgspec.json.encode(observe(pixels, asked.ceiling)))
+        dtype, count = np.dtype(asked.dtype), math.prod(asked.shape)
+        flat: np.ndarray[Any, Any] = np.frombuffer(memory, dtype, count, asked.offset)
+        _say(msgspec.json.encode(observe(flat.reshape(asked.shape), asked.ceiling)))
 
 
 def _keep_what_was_freed() -> None:

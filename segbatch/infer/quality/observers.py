@@ -3,14 +3,13 @@
 Measuring a frame is some three hundred short calls into OpenCV and NumPy, and each of them
 gives Python's global lock away and waits to get it back. Two threads that do so are no faster
 than one, and every other thread waits in the same queue. So frames are measured in processes
-of their own: the pixels go through shared memory, the answer is a line of JSON.
+of their own: the pixels are read into shared memory, the answer is a line of JSON.
 
 A process that dies or hangs costs nothing: its frame is measured here.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import subprocess
@@ -23,15 +22,16 @@ import msgspec
 import numpy as np
 
 from segbatch.infer.quality.observe import Observation, Request, observe
+from segbatch.infer.quality.shared import SharedFrames
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 # More would only wait for what is left to do here, one frame after another.
 MOST_OBSERVERS = 6
-# A larger frame keeps the lock free for long, and would be copied for nothing.
-LARGEST_BYTES = 1 << 26
+# Frames under way for each process: one that is measured, others that are read and recorded.
+PLACES_EACH = 4
 # Another process is started when so many more frames found all busy than found one free.
 CROWDED = 8
 ANSWERS_S = 60.0
@@ -52,8 +52,8 @@ class Observers:
     """
 
     def __init__(self, most: int) -> None:
-        able = hasattr(os, "memfd_create")  # Linux: memory that ends with those who use it
-        self._most = min(most, MOST_OBSERVERS) if able else 0
+        self._most = min(most, MOST_OBSERVERS)
+        self._shared = self._share() if self._most else None
         self._changed = threading.Condition()
         self._idle: list[_Observer] = []
         self._starting: _Observer | None = None
@@ -67,14 +67,34 @@ class Observers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def most(self) -> int:
+        """Frames that are measured at once at most, besides those of the calling threads."""
+        return self._most
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return what ``numpy.empty`` does, where the processes see it too if there is room."""
+        if self._shared is None or self._closed:
+            return np.empty(shape, dtype)
+        return self._shared.empty(shape, dtype)
+
     def observe(self, pixels: NDArray[Any], ceiling: int | None) -> Observation:
-        """Return what ``observe.observe`` does."""
-        observer = self._borrow() if 0 < pixels.nbytes <= LARGEST_BYTES else None
-        if observer is None:
+        """Return what ``observe.observe`` does; at its best on pixels in memory of ``empty``."""
+        shared = self._shared
+        if shared is None or self._closed:
             return observe(pixels, ceiling)
+        seen, offset = pixels, shared.offset_of(pixels)
+        if offset is None:
+            seen = shared.empty(pixels.shape, pixels.dtype)
+            offset = shared.offset_of(seen)
+        observer = self._borrow(shared) if offset is not None else None
+        if observer is None or offset is None:
+            return observe(pixels, ceiling)
+        if seen is not pixels:
+            np.copyto(seen, pixels)
         found: Observation | None = None
         try:
-            found = observer.ask(pixels, ceiling)
+            found = observer.ask(Request(offset, pixels.shape, pixels.dtype.str, ceiling))
         except (OSError, ValueError, msgspec.DecodeError) as error:
             _logger.warning("a process that measures frames was lost", why=str(error))
         finally:
@@ -91,8 +111,20 @@ class Observers:
             self._changed.notify_all()
         for observer in ending:
             observer.close()
+        if self._shared is not None:
+            self._shared.close()
 
-    def _borrow(self) -> _Observer | None:
+    def _share(self) -> SharedFrames | None:
+        if not hasattr(os, "memfd_create"):  # Linux: memory that ends with those who use it
+            self._most = 0
+            return None
+        try:
+            return SharedFrames(PLACES_EACH * self._most)
+        except OSError as error:
+            self._do_without(error)
+            return None
+
+    def _borrow(self, shared: SharedFrames) -> _Observer | None:
         """Return a process that is free, None where the caller had better look by itself."""
         with self._changed:
             if self._closed or not self._most:
@@ -104,7 +136,7 @@ class Observers:
             self._crowded += 1
             more_wanted = not self._count or self._crowded >= CROWDED
             if more_wanted and self._starting is None and self._count < self._most:
-                self._start()
+                self._start(shared)
             if self._starting is not None or not self._count:
                 return None
             self._changed.wait_for(lambda: self._idle or self._closed or self._is_alone)
@@ -115,10 +147,10 @@ class Observers:
         """Whether no process is left that could be given back: one that starts is nobody's yet."""
         return self._count <= (self._starting is not None)
 
-    def _start(self) -> None:
+    def _start(self, shared: SharedFrames) -> None:
         self._crowded = 0
         try:
-            self._starting = _Observer()
+            self._starting = _Observer(shared.descriptor)
             self._count += 1
         except OSError as error:
             self._do_without(error)
@@ -157,23 +189,17 @@ class Observers:
 
 
 class _Observer:
-    """One process, the memory that is shared with it, and the pipes to and from it."""
+    """One process, and the pipes to and from it; ``descriptor`` names the frames' memory."""
 
-    def __init__(self) -> None:
-        self._descriptor = os.memfd_create("segbatch-frame")
-        self._memory: mmap.mmap | None = None
-        try:
-            self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                # -P: modules of the current folder, which may be anybody's, are none of ours.
-                [sys.executable, "-P", "-m", OBSERVER, str(self._descriptor)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[self._descriptor],
-                bufsize=0,
-            )
-        except OSError:
-            os.close(self._descriptor)
-            raise
+    def __init__(self, descriptor: int) -> None:
+        self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            # -P: modules of the current folder, which may be anybody's, are none of ours.
+            [sys.executable, "-P", "-m", OBSERVER, str(descriptor)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[descriptor],
+            bufsize=0,
+        )
 
     def is_ready(self) -> bool:
         """Tell whether it has said so.
@@ -188,7 +214,7 @@ class _Observer:
         self._read_line()
         return True
 
-    def ask(self, pixels: NDArray[Any], ceiling: int | None) -> Observation:
+    def ask(self, request: Request) -> Observation:
         """Have one frame looked at.
 
         Raises
@@ -198,35 +224,19 @@ class _Observer:
         ValueError, msgspec.DecodeError
             It answered something else.
         """
-        memory = self._room_for(pixels.nbytes)
-        shared: NDArray[Any] = np.frombuffer(memory, pixels.dtype, pixels.size)
-        np.copyto(shared.reshape(pixels.shape), pixels)
-        del shared  # memory that is seen by an array cannot be given back
-        request = Request(pixels.shape, pixels.dtype.str, ceiling)
         self._to().write(msgspec.json.encode(request) + b"\n")
         if not self._answers(ANSWERS_S):
             raise TimeoutError(f"no answer within {ANSWERS_S:.0f} s")
         return msgspec.json.decode(self._read_line(), type=Observation)
 
     def close(self) -> None:
-        """End the process, and give the memory back."""
+        """End the process."""
         self._child.kill()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
         self._child.wait()
-        if self._memory is not None:
-            self._memory.close()
-        os.close(self._descriptor)
-
-    def _room_for(self, count: int) -> mmap.mmap:
-        if self._memory is None or len(self._memory) < count:
-            if self._memory is not None:
-                self._memory.close()
-            os.ftruncate(self._descriptor, count)
-            self._memory = mmap.mmap(self._descriptor, count)
-        return self._memory
 
     def _answers(self, seconds: float) -> bool:
         poll = select.poll()
