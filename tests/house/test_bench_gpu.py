@@ -184,7 +184,7 @@ def test_without_a_gpu_nothing_is_measured() -> None:
 def test_a_dry_run_goes_all_the_way(tmp_path: Path) -> None:
     """A dry run measures every contender that needs no GPU, and says that it is none."""
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), "--dry-run", "--minutes", "4", "--out", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--dry-run", "--minutes", "9", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
 
     assert done.returncode == 0, done.stderr
