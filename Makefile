@@ -6,6 +6,12 @@ BIN := .venv/bin
 # torch lives apart, so that what processes frames is tested without it.
 LEARN := .venv-learn/bin
 ARGS :=
+# Tests that compute run beside each other; those with cameras, services and clocks run alone.
+AT_ONCE := 3
+COMPUTING := tests/house tests/infer tests/learn tests/quality
+WAITING := tests/acquire tests/service
+# ARGS may choose tests of the one kind and none of the other, which pytest calls 5.
+NONE = $(if $(ARGS),[ $$? -eq 5 ],false)
 
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-learn lint types docs-check bench model pins clean base dev learn
@@ -28,13 +34,14 @@ demo: base ## Simulate a run of 60 frames and process it
 	$(BIN)/segbatch process demo/run
 
 test: dev ## Run the tests, without those that take minutes
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not slow" -n $(AT_ONCE) --dist loadfile $(COMPUTING) $(ARGS) || $(NONE)
+	$(BIN)/pytest -m "not slow" $(WAITING) $(ARGS) || $(NONE)
 
 test-slow: dev ## Run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
 test-learn: learn ## Run the tests that need torch
-	$(LEARN)/pytest -m learn $(ARGS)
+	$(LEARN)/pytest -m learn -n $(AT_ONCE) --dist loadfile $(ARGS)
 
 lint: dev ## Check style, format and the direction of imports
 	$(BIN)/ruff check

@@ -50,6 +50,26 @@ def test_every_lost_image_is_counted(seed: int, lost: set[int]) -> None:
     assert found[0].before == min(lost)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("slip", [0.3, 0.6, 0.75])
+def test_a_clock_that_stood_still_is_no_loss(seed: int, slip: float) -> None:
+    """Images that stay late by a part of a period are not missing; a lost one leaves a whole."""
+    late = np.random.default_rng(seed)
+    stamps = [PERIOD_MS * (i + late.uniform(0, 0.1) + slip * (i >= 140)) for i in range(200)]
+
+    assert watched(stamps)[0] == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_lost_image_is_counted_through_jitter(seed: int) -> None:
+    """A single image that is missing is counted, whatever images around it are stamped late."""
+    late = np.random.default_rng(seed)
+    for lost in range(40, 190, 5):
+        kept = [i for i in range(200) if i != lost]
+        found, _ = watched([PERIOD_MS * (i + late.uniform(0, 0.2)) for i in kept])
+        assert [(gap.before, gap.dropped) for gap in found] == [(lost, 1)]
+
+
 def test_a_hole_at_the_end_counts() -> None:
     """A hole right before the last image is counted when the run ends."""
     stamps = [PERIOD_MS * i for i in range(50)] + [PERIOD_MS * 52]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -256,3 +257,20 @@ def test_a_frame_too_large_for_a_place_lies_in_ordinary_memory() -> None:
     assert shared.offset_of(shared.empty((PLACE_BYTES + 1,), np.uint8)) is None
     assert shared.offset_of(shared.empty((PLACE_BYTES,), np.uint8)) == 0
     shared.close()
+
+
+def test_where_no_memory_can_be_shared_frames_are_measured_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A system that lends no shared memory costs no frame, and no process is started."""
+
+    def refused(_name: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    pixels = frames(1)[0]
+    with Observers(2) as observers:
+        assert observers.most == 0
+        assert observers.empty(pixels.shape, pixels.dtype).shape == pixels.shape
+        assert observers.observe(pixels, 1023) == observe(pixels, 1023)
+    assert not children()

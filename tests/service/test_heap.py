@@ -10,8 +10,8 @@ import pytest
 SCRIPT = """
 import ctypes, sys, threading
 from pathlib import Path
-from segbatch.service import heap as module
-from segbatch.service.heap import Heap, bound_the_heap
+from segbatch import heap as module
+from segbatch.heap import Heap, bound_the_heap
 module.AT_REST_EVERY_S = 0.0
 
 def resident_mib():

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -29,7 +29,7 @@ from segbatch.acquire.camera.child import (
 )
 from segbatch.acquire.camera.door import PORT
 from segbatch.acquire.camera.ledger import Counts
-from segbatch.acquire.camera.left import settle
+from segbatch.acquire.camera.left import LeftFolder, settle
 from segbatch.acquire.camera.session import BackOff, CameraStatus
 from segbatch.log import get_logger
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CHILD = "segbatch.acquire.camera.child"
 BEGINS_S = 60.0  # longest until its first line: its libraries may come from a cold disk
+FOLDERS_KEPT = 3  # the one that is written to, and those whose last frames may be under way
 LETS_GO_S = 5.0  # longest that a killed process is waited for
 _logger = get_logger(__name__)
 
@@ -59,6 +60,8 @@ class CameraProcess:
         Of Micro-Manager's server.
     min_free_gib
         Room on the disk below which no frame is taken.
+    processors
+        That it may use; empty for those of the calling thread.
     """
 
     def __init__(
@@ -68,16 +71,18 @@ class CameraProcess:
         *,
         port: int = PORT,
         min_free_gib: float = 0.0,
+        processors: Sequence[int] = (),
     ) -> None:
         self._settings = settings
         self._on_change = on_change
         self._port = port
         self._min_free_gib = min_free_gib
+        self._processors = list(processors)
         self._status = CameraStatus()
         self._retry_at: float | None = None
         self._before = Counts()  # of the processes that have ended
         self._counts = Counts()  # of the one that runs
-        self._folders: list[Path] = []  # that it made
+        self._folders: list[LeftFolder] = []  # the last that it made
         self._finished = False
         self._why = ""  # it was killed by us
         self._stop = threading.Event()
@@ -147,7 +152,13 @@ class CameraProcess:
         back_off = BackOff()
         while not self._stop.is_set() and not self._is_done():
             begun = time.monotonic()
-            error = self._drive()
+            try:
+                error = self._drive()
+            except Exception as fault:
+                # A fault of ours must not end the camera for good; it is told with its place.
+                _logger.exception("the camera's process is left")
+                self._kill(f"{type(fault).__name__}: {fault}")
+                error = f"the camera's process is left: {type(fault).__name__}: {fault}"
             if error is None:
                 break
             _logger.error("the camera's process is gone", error=error)
@@ -179,7 +190,11 @@ class CameraProcess:
         reader.start()
         self._follow(lines)
         reader.join()
-        code = child.wait()
+        try:
+            code = child.wait(LETS_GO_S)
+        except subprocess.TimeoutExpired:
+            self._kill("it closed its pipe and did not end")
+            code = child.wait()
         with self._guard:
             self._child = None
             for pipe in (child.stdin, child.stdout):
@@ -206,7 +221,7 @@ class CameraProcess:
                 stdout=subprocess.PIPE,
                 bufsize=0,
             )
-            self._tell(Begin(settings, self._port, self._min_free_gib))
+            self._tell(Begin(settings, self._port, self._min_free_gib, self._processors))
             return self._child
 
     def _tell(self, line: Begin | Word) -> None:
@@ -231,11 +246,12 @@ class CameraProcess:
                 self._kill(f"what it says cannot be read ({error}); it was killed")
 
     def _take(self, told: CameraStatus) -> None:
-        if told.run and Path(told.run) not in self._folders[-1:]:
-            self._folders.append(Path(told.run))
-        self._counts = Counts(
+        counts = Counts(
             told.frames_taken, told.frames_written, told.dropped, told.ring_used, told.ring_capacity
         )
+        if told.run and [Path(told.run)] != [each.folder for each in self._folders[-1:]]:
+            self._folders = [*self._folders[1 - FOLDERS_KEPT :], LeftFolder(Path(told.run), counts)]
+        self._counts = counts
         self._finished = told.state == "off"
         retry_in_s = told.retry_in_s
         self._retry_at = time.monotonic() + retry_in_s if retry_in_s is not None else None
@@ -285,7 +301,7 @@ class CameraProcess:
         try:
             self._counts = settle(self._folders, self._counts, error)
         except Exception:  # a disk that is gone, a file that is none: the camera goes on
-            runs = [str(folder) for folder in self._folders[-1:]]
+            runs = [str(each.folder) for each in self._folders[-1:]]
             _logger.exception("the record of a run stays as it was left", runs=runs)
 
 
@@ -299,8 +315,10 @@ def _next_of(lines: queue.SimpleQueue[bytes | None], patience_s: float) -> bytes
 
 def _read(pipe: BinaryIO, lines: queue.SimpleQueue[bytes | None]) -> None:
     buffer = b""
-    while part := pipe.read(1 << 16):
-        *whole, buffer = (buffer + part).split(b"\n")
-        for line in whole:
-            lines.put(line)
-    lines.put(None)
+    try:
+        while part := pipe.read(1 << 16):
+            *whole, buffer = (buffer + part).split(b"\n")
+            for line in whole:
+                lines.put(line)
+    finally:
+        lines.put(None)

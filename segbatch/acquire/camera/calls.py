@@ -88,10 +88,14 @@ class CoreCalls:
 
         Where the core hangs, ``last`` runs if it ever returns.
         """
-        job = _Job("ending", last)
+        job = _Job("letting the camera go", last)
+        asked = time.monotonic()
         self._jobs.put(job)
         self._jobs.put(None)
-        if self.silent or not job.done.wait(self.timeout_s):
+        if self.silent:
+            return False
+        if not job.done.wait(self.timeout_s):
+            self._silent = (job, asked)
             return False
         self._thread.join(self.timeout_s)
         return True

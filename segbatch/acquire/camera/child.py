@@ -9,7 +9,6 @@ any case every ``BEAT_S``, by which the other end knows that it is not stuck.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import signal
@@ -25,14 +24,14 @@ from segbatch import log
 from segbatch.acquire.camera.door import hanging_core
 from segbatch.acquire.camera.run import FINISH_S
 from segbatch.acquire.camera.session import CameraSession, CameraStatus
+from segbatch.heap import keep_what_was_freed
 from segbatch.settings.sections import CameraSettings
 
 BEAT_S = 1.0
 STUCK_S = 5.0  # longest without a beat, beyond what an answer of the core may take
+CAMERA_NICE = -10  # of -20: an image that nobody takes in time is lost, all else can wait
 CORE_HANGS = 75  # exit code; the last status says of what
 PAUSE_S = 0.05  # between two lines: a reader wants the newest only
-# Of glibc's malloc.h. Blocks of all sizes from its heaps, which are not given back between frames.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _logger = log.get_logger(__name__)
 
 
@@ -42,6 +41,7 @@ class Begin(msgspec.Struct, frozen=True):
     settings: CameraSettings
     port: int
     min_free_gib: float
+    processors: list[int]
 
 
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,7 +74,7 @@ def main() -> int:
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGABRT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    _keep_what_was_freed()
+    keep_what_was_freed()
     pipe = Pipe()
     log.configure()
     heard = sys.stdin.buffer
@@ -82,6 +82,7 @@ def main() -> int:
     if not first:
         return 0
     begin = msgspec.json.decode(first, type=Begin)
+    _go_first(begin.processors)
     changed = threading.Event()
     session = CameraSession(
         begin.settings, changed.set, port=begin.port, min_free_gib=begin.min_free_gib
@@ -95,10 +96,12 @@ def main() -> int:
         _end_where_stuck(bound_s)
         changed.wait(BEAT_S)
         changed.clear()
-        pipe.say(session.status)
+        status = session.status
         # Its run has ended by then, with all that could be saved.
-        if session.status.state == "failed" and hanging_core():
+        if status.state == "failed" and hanging_core():
+            pipe.say_at_last(status)
             return CORE_HANGS
+        pipe.say(status)
         if alone.is_set():
             alone_since = min(alone_since, time.monotonic())
             if time.monotonic() - alone_since > longest_end_s(begin.settings):
@@ -109,13 +112,14 @@ def main() -> int:
     return 0
 
 
-def _keep_what_was_freed() -> None:
-    """Have the C library keep its memory: to page it in for each frame holds up the camera."""
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TOP_PAD, 1 << 24)
+def _go_first(processors: list[int]) -> None:
+    """Go before all else, where the system lets this user, and on the processor left free, too."""
+    if sys.platform != "win32":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, CAMERA_NICE)
+    if sys.platform == "linux" and processors:
+        with suppress(OSError):
+            os.sched_setaffinity(0, processors)
 
 
 def _end_where_stuck(bound_s: float) -> None:

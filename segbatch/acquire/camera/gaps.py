@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 HOLE_PERIODS = 1.5  # between two images, from which one may be missing
 WARM_UP = 21  # intervals before there is a period
 MEMORY = 101  # intervals whose median is the period
+# A camera that runs by its own clock comes back whole periods later, or more where the host stamps
+# late, and never less. What stays late by a part of a period is a clock that stood still: a
+# simulated camera's on a busy machine.
+IN_DOUBT = 0.15  # periods, by which jitter may hide how late images are
 CATCH_UP = 6  # images within which a late one has caught up
 LONGEST_DOUBT = 60
 
@@ -36,6 +40,12 @@ class _Doubt:
     before: int
     late: list[float] = field(default_factory=list)
     since_hole: int = 0
+    seen_before: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one hole, with enough images on either side to know where they belong."""
+        return self.seen_before == CATCH_UP and self.since_hole == len(self.late) == CATCH_UP
 
 
 class GapWatch:
@@ -93,7 +103,7 @@ class GapWatch:
             interval = stamp_ms - self._recent[-1]
             hole = interval > HOLE_PERIODS * self._period
             if hole and self._doubt is None:
-                self._doubt = _Doubt(self._expected(), self._judged)
+                self._doubt = _Doubt(self._expected(), self._judged, seen_before=len(self._recent))
             if self._doubt is not None:
                 found = self._weigh(stamp_ms, hole=hole)
             if learn and not hole:
@@ -122,7 +132,8 @@ class GapWatch:
         if doubt is None:
             return []
         late = min(doubt.late[-doubt.since_hole :])
-        dropped = math.floor(late / self._period + 0.5)
+        known = doubt.is_plain and len(self._intervals) == MEMORY
+        dropped = math.floor(late / self._period + (IN_DOUBT if known else 0.5))
         self._recent.clear()  # what came before the hole is no measure for what comes behind
         self._recent.append(doubt.expected_ms + (len(doubt.late) - 1) * self._period + late)
         return [Gap(doubt.before, late, dropped)] if dropped > 0 else []

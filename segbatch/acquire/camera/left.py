@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,15 @@ _FRAME = re.compile(r"img_\d{9,}\.tif")  # and no mask
 INDEX_NAME = "NDTiff.index"
 
 
-def settle(folders: Sequence[Path], told: Counts, error: str) -> Counts:
+@dataclass(frozen=True, slots=True)
+class LeftFolder:
+    """A folder of a process that is gone, and what that had counted when it told of the folder."""
+
+    folder: Path
+    before: Counts
+
+
+def settle(folders: Sequence[LeftFolder], told: Counts, error: str) -> Counts:
     """Have the runs of a process that is gone end as failed; return what came of all of them.
 
     Written is what lies on the disk. Half-written frames are removed, and a
@@ -40,7 +49,7 @@ def settle(folders: Sequence[Path], told: Counts, error: str) -> Counts:
     Parameters
     ----------
     folders
-        Those that it made, in their order; one that is gone meanwhile is left out.
+        The last that it made, in their order; one that is gone meanwhile is left out.
     told
         What it said last of all of them. The figures that are returned are not less.
     error
@@ -53,21 +62,17 @@ def settle(folders: Sequence[Path], told: Counts, error: str) -> Counts:
     msgspec.DecodeError
         A record is none.
     """
-    taken = written = dropped = 0
-    there = [folder for folder in folders if folder.is_dir()]
-    for folder in there:
+    taken, written, dropped = told.taken, told.written, told.dropped
+    for each in folders:
+        if not each.folder.is_dir():
+            continue
         # What it took last and did not note was told, and belongs to its last folder.
-        is_last = folder == folders[-1] and len(there) == len(folders)
-        record = _ended(folder, told.taken - taken if is_last else 0, error)
-        taken += record.taken
-        written += record.written
-        dropped += record.dropped
-    return msgspec.structs.replace(
-        told,
-        taken=max(taken, told.taken),
-        written=max(written, told.written),
-        dropped=max(dropped, told.dropped),
-    )
+        unnoted = told.taken - each.before.taken if each is folders[-1] else 0
+        record = _ended(each.folder, unnoted, error)
+        taken = max(taken, each.before.taken + record.taken)
+        written = max(written, each.before.written + record.written)
+        dropped = max(dropped, each.before.dropped + record.dropped)
+    return msgspec.structs.replace(told, taken=taken, written=written, dropped=dropped)
 
 
 def _ended(folder: Path, unnoted: int, error: str) -> CameraRecord:

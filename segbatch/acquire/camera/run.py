@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16  # images copied by one question to the core
 LOOK_S = 0.003  # between two looks at an empty ring
 FINISH_S = 20.0  # for the ring and the queue, when a run ends
+SAVE_S = 5.0  # for the records on a disk that did not take the frames
 ROOM_FRAMES = 64  # that must fit on the disk for a run to begin
 ROOM_EVERY_S = 1.0  # between two looks at the room that is left
 _logger = get_logger(__name__)
@@ -300,12 +301,22 @@ class Run:
             if in_time:
                 failure = self._attempt(partial(self._close, part), failure)
             self._end(part, failure, stopped=stopped)
-        failure = self._attempt(self._ledger.save, failure)
+        failure = self._attempt(
+            self._ledger.save if in_time else self._save_if_the_disk_answers, failure
+        )
         self._ledger.tell(now=True)
         for part in self._ledger.parts:
             if not part.record.written:
                 leave_if_empty(part.folder)
         return failure
+
+    def _save_if_the_disk_answers(self) -> None:
+        """Write the records in a thread that can be left behind, as the writers were."""
+        saving = threading.Thread(target=self._ledger.save, name="camera-record", daemon=True)
+        saving.start()
+        saving.join(SAVE_S)
+        if saving.is_alive():
+            raise self._stuck()
 
     def _attempt(
         self, step: Callable[[], None], failure: BaseException | None

@@ -16,7 +16,7 @@ from segbatch.acquire.camera.ledger import Counts
 from segbatch.acquire.camera.record import new_run_folder
 from segbatch.acquire.camera.room import free_bytes, no_room
 from segbatch.acquire.camera.run import Run
-from segbatch.errors import SegbatchError, SettingsError
+from segbatch.errors import SegbatchError, SettingsError, StorageError
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
@@ -187,7 +187,13 @@ class CameraSession:
 
     def _require_room(self, out: Path) -> None:
         """Look at the disk before the camera is opened, and a folder made, for nothing."""
-        there = next(place for place in (out, *out.absolute().parents) if place.exists())
+        there = next((each for each in (out, *out.absolute().parents) if each.exists()), None)
+        if there is None:
+            raise StorageError(
+                f"camera.out {out}: its drive or share is not there",
+                "a folder for the camera's runs",
+                "bring it back, or set camera.out",
+            )
         free, needed = free_bytes(there), round(self.min_free_gib * 2**30)
         if free is not None and free < needed:
             raise no_room(out, free, needed)

@@ -116,13 +116,12 @@ def _sweep(folder: Path, now: float) -> None:
 
 if sys.platform == "win32":
 
-    def _shared(handle: int) -> bool:
-        """Return whether a file is open, and so cannot be renamed."""
-        return handle >= 0
+    def _shared(_handle: int) -> bool:
+        """Return True: a file that is open cannot be renamed."""
+        return True
 
-    def _exclusive(network: Path, locks: ExitStack) -> bool:
+    def _exclusive(network: Path, _locks: ExitStack) -> bool:
         """Return whether a file may be renamed; trying it will tell."""
-        locks.pop_all()
         return network.is_file()
 else:
     import fcntl

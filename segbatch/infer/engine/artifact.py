@@ -8,6 +8,7 @@ verified before a library sees the file.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
@@ -159,7 +160,7 @@ def kind_of(manifest_file: Path) -> tuple[str, str]:
 
 def rebuild_command(manifest_file: Path) -> str:
     """Return the command that makes an engine again where it stands."""
-    return f"segbatch export-engine --rebuild {manifest_file}"
+    return shlex.join(["segbatch", "export-engine", "--rebuild", str(manifest_file)])
 
 
 def artifacts_beside(model_manifest: Path) -> list[Path]:

@@ -63,6 +63,17 @@ def likeness(
     )
 
 
+def tolerance_of(likenesses: list[Likeness]) -> float:
+    """Return the highest ``tolerance`` with which ``judge`` lets these pass; at least 0."""
+    bars = [each.mask_agreement for each in likenesses]
+    bars += [
+        1.0 - (1.0 - each.iou) / IOU_TIMES
+        for each in likenesses
+        if each.iou is not None and not each.noise
+    ]
+    return max(0.0, min(bars, default=0.0))
+
+
 def judge(likenesses: list[Likeness], tolerance: float, reference: str) -> Verdict:
     """Hold likenesses against the bars.
 

@@ -7,7 +7,6 @@ It says ``ready`` and then answers each line, a ``Request``, with one line, an `
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
@@ -20,10 +19,8 @@ import cv2
 import msgspec
 import numpy as np
 
+from segbatch.heap import keep_what_was_freed
 from segbatch.infer.quality.observe import Request, observe
-
-# Of glibc's malloc.h. Blocks of all sizes from one heap, which is not given back between frames.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def main(descriptor: int) -> None:
@@ -38,7 +35,7 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    _keep_what_was_freed()
+    keep_what_was_freed()
     memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ)
     _say(b"ready")
     for line in sys.stdin.buffer:
@@ -46,15 +43,6 @@ def main(descriptor: int) -> None:
         dtype, count = np.dtype(asked.dtype), math.prod(asked.shape)
         flat: np.ndarray[Any, Any] = np.frombuffer(memory, dtype, count, asked.offset)
         _say(msgspec.json.encode(observe(flat.reshape(asked.shape), asked.ceiling)))
-
-
-def _keep_what_was_freed() -> None:
-    """Have the C library keep its memory: to page it in for each frame is a third of the cost."""
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TOP_PAD, 1 << 24)
 
 
 def _say(line: bytes) -> None:

@@ -10,11 +10,11 @@ A process that dies or hangs costs nothing: its frame is measured here.
 
 from __future__ import annotations
 
-import os
 import select
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,6 +35,7 @@ PLACES_EACH = 4
 # Another process is started when so many more frames found all busy than found one free.
 CROWDED = 8
 ANSWERS_S = 60.0
+RETRY_S = 60.0  # after one that could not be started
 OBSERVER = "segbatch.infer.quality.observer"
 _logger = get_logger(__name__)
 
@@ -53,13 +54,14 @@ class Observers:
 
     def __init__(self, most: int) -> None:
         self._most = min(most, MOST_OBSERVERS)
-        self._shared = self._share() if self._most else None
         self._changed = threading.Condition()
         self._idle: list[_Observer] = []
         self._starting: _Observer | None = None
         self._count = 0
         self._crowded = 0
         self._closed = False
+        self._started_at = self._not_before = float("-inf")
+        self._shared = self._share() if self._most else None
 
     def __enter__(self) -> Observers:
         return self
@@ -74,14 +76,12 @@ class Observers:
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return what ``numpy.empty`` does, where the processes see it too if there is room."""
-        if self._shared is None or self._closed:
-            return np.empty(shape, dtype)
-        return self._shared.empty(shape, dtype)
+        return np.empty(shape, dtype) if self._shared is None else self._shared.empty(shape, dtype)
 
     def observe(self, pixels: NDArray[Any], ceiling: int | None) -> Observation:
         """Return what ``observe.observe`` does; at its best on pixels in memory of ``empty``."""
         shared = self._shared
-        if shared is None or self._closed:
+        if shared is None:
             return observe(pixels, ceiling)
         seen, offset = pixels, shared.offset_of(pixels)
         if offset is None:
@@ -115,13 +115,11 @@ class Observers:
             self._shared.close()
 
     def _share(self) -> SharedFrames | None:
-        if not hasattr(os, "memfd_create"):  # Linux: memory that ends with those who use it
-            self._most = 0
-            return None
         try:
             return SharedFrames(PLACES_EACH * self._most)
-        except OSError as error:
-            self._do_without(error)
+        except (AttributeError, OSError) as error:  # no Linux, or one that lends none
+            _logger.info("frames are measured without processes of their own", why=str(error))
+            self._most = 0
             return None
 
     def _borrow(self, shared: SharedFrames) -> _Observer | None:
@@ -135,7 +133,8 @@ class Observers:
                 return self._idle.pop()
             self._crowded += 1
             more_wanted = not self._count or self._crowded >= CROWDED
-            if more_wanted and self._starting is None and self._count < self._most:
+            may_start = self._starting is None and time.monotonic() >= self._not_before
+            if more_wanted and may_start and self._count < self._most:
                 self._start(shared)
             if self._starting is not None or not self._count:
                 return None
@@ -148,7 +147,7 @@ class Observers:
         return self._count <= (self._starting is not None)
 
     def _start(self, shared: SharedFrames) -> None:
-        self._crowded = 0
+        self._crowded, self._started_at = 0, time.monotonic()
         try:
             self._starting = _Observer(shared.descriptor)
             self._count += 1
@@ -162,7 +161,9 @@ class Observers:
             return
         try:
             if not observer.is_ready():
-                return
+                if time.monotonic() - self._started_at < ANSWERS_S:
+                    return
+                raise TimeoutError(f"not ready within {ANSWERS_S:.0f} s")
             self._idle.append(observer)
         except OSError as error:
             observer.close()
@@ -172,9 +173,11 @@ class Observers:
         self._changed.notify_all()
 
     def _do_without(self, error: OSError) -> None:
-        """Start no further process: the next would fare no better."""
-        _logger.warning("no further process measures frames", why=str(error))
-        self._most = self._count
+        """Start no further process for a while: the next would fare no better."""
+        _logger.warning(
+            "no further process measures frames for a while", why=str(error), retry_in_s=RETRY_S
+        )
+        self._not_before = time.monotonic() + RETRY_S
 
     def _give_back(self, observer: _Observer, *, usable: bool) -> None:
         with self._changed:

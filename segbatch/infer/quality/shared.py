@@ -8,7 +8,6 @@ import mmap
 import os
 import threading
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class SharedFrames:
         if place is None:
             return np.empty(shape, kind)
         block = (ctypes.c_ubyte * PLACE_BYTES).from_buffer(self._memory, place * PLACE_BYTES)
-        # Lists are changed as a whole, so no lock that the collector might meet held.
+        # Appended without the lock: the collector may run this in a thread that holds it.
         weakref.finalize(block, self._free.append, place).atexit = False
         pixels: NDArray[Any] = np.frombuffer(memoryview(block), kind, count).reshape(shape)
         return pixels
@@ -70,10 +69,12 @@ class SharedFrames:
         return offset if inside else None
 
     def close(self) -> None:
-        """Give the memory back, as soon as the last array on it is gone."""
-        with suppress(BufferError):  # which is now
-            self._memory.close()
-        os.close(self.descriptor)
+        """Lend no more; the memory goes with this object and the last array on it."""
+        with self._taking:
+            self._free = []
+            descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _take(self) -> int | None:
         with self._taking:

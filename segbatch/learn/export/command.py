@@ -54,7 +54,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             ("precision", self.precision if self.precision != "auto" else ""),
             ("arch", self.arch),
             ("frames", self.frames),
-            ("tolerance", f"{self.tolerance:g}" if self.tolerance != 0.999 else ""),
+            ("tolerance", f"{self.tolerance!r}" if self.tolerance != 0.999 else ""),
             ("out", self.out),
             ("frame-shape", "x".join(map(str, self.frame_shape or ()))),
         ):
@@ -246,7 +246,7 @@ def _print(result: Result, folder: Path, wish: Wish) -> None:
     for line in (*result.offer.told(), *remarks):
         click.echo(line)
     if result.written is None:
-        click.echo("nothing was written: what is there already is as good (--force writes it)")
+        click.echo("no engine was written: what is there already is as good (--force writes it)")
         return
     click.echo(f"written: {result.written}")
     click.echo(f"use it: {shlex.join(_use(result.model, folder, wish))}")

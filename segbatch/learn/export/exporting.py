@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from segbatch.infer.engine.artifact import (
 )
 from segbatch.infer.engine.choice import BUILT_IN, Choice, load_fitting, trial_of
 from segbatch.infer.engine.door import open_chosen
+from segbatch.infer.engine.likeness import tolerance_of
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.export.blame import blame
@@ -29,8 +31,6 @@ from segbatch.learn.export.writing import copy_model, refuse_other_model, write
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from segbatch.infer.engine.artifact import Artifact
     from segbatch.infer.engine.door import Engine
     from segbatch.infer.engine.likeness import Answer
@@ -147,6 +147,9 @@ def export_engine(
                 copy_model(model, folder, made_in)
                 result.remarks.append(f"{folder} holds the model alone, which runs as fast")
     except OSError as error:
+        named = Path(error.filename) if isinstance(error.filename, str) else folder
+        if folder != named and folder not in named.parents:
+            raise  # of a probe, or of the model's own files
         raise storage_error(error, folder) from error
     return result
 
@@ -159,7 +162,7 @@ class _Work:
         self._tolerance = tolerance
         self._folder = folder
         self._stack = stack
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[int, Engine] = {}  # of an entry by its identity
         self._source = OnnxRuntimeEngine(
             result.model.file, result.threads, sha256=result.model.manifest.sha256
         )
@@ -248,20 +251,20 @@ class _Work:
         """Time all that passed, and the source, in turns."""
         result = self._result
         image = result.material.sets[0].inputs[0]
-        running = {
-            entry.label: self._engines[entry.label] for entry in result.entries if entry.passed
-        }
+        passed = [entry for entry in result.entries if entry.passed]
+        # Two may be of one kind: beside the model, and in a folder of its own.
+        running = {str(place): self._engines[id(each)] for place, each in enumerate(passed)}
         taken, result.rounds = time_in_turns(
             {"": self._source, **running}, image, result.model.manifest
         )
         result.source_ms = taken[""]
-        for entry in result.entries:
-            entry.ms = taken.get(entry.label)
+        for place, entry in enumerate(passed):
+            entry.ms = taken[str(place)]
 
     def _compare(self, entry: Entry, made: Made) -> tuple[Engine, Verdict]:
         engine = open_chosen(made.choice, self._result.threads)
         self._stack.callback(engine.close)
-        self._engines[entry.label] = engine
+        self._engines[id(entry)] = engine
         entry.verdict = compare(
             engine,
             self._result.material.sets,
@@ -368,9 +371,9 @@ def _remedy(entries: list[Entry], result: Result) -> str:
         tries.append("another --precision: fp32 is exact")
     verdict = next((entry.verdict for entry in entries if entry.verdict is not None), None)
     if verdict is not None:
-        found = min(each.mask_agreement for each in verdict.likeness)
-        enough = math.floor(found * 1e5) / 1e5
-        tries.append(f"--tolerance {enough:g} if masks that agree so far are enough")
+        enough = math.floor(tolerance_of(verdict.likeness) * 1e5) / 1e5
+        if 0.0 < enough < verdict.tolerance:
+            tries.append(f"--tolerance {enough:g} if masks that agree so far are enough")
     if not result.material.source:
         tries.append("--frames with your own frames, which these stand in for")
     return "try " + "; or ".join(tries) if tries else ""

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import signal
+import sys
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 PREFIX, LOCK_NAME = ".export-", ".lock"
+# In the lock file, so that nobody's folder of that name is taken for ours.
+_OURS = b"of segbatch export-engine: removed by the next one unless it is locked\n"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What file systems answer that know no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
@@ -40,6 +45,7 @@ def workplace(folder: Path) -> Iterator[Path]:
         It cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_left_behind(folder)
     with _hidden(folder) as made:
         yield made
 
@@ -52,10 +58,10 @@ def require_writable(folder: Path) -> None:
     StorageError
         They cannot.
     """
-    there = folder
     try:
-        while not there.exists():
-            there = there.parent
+        there = next((each for each in (folder, *folder.absolute().parents) if each.exists()), None)
+        if there is None:  # a drive, or a share's server
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
         with _hidden(there) as tried:
             (tried / "tried").write_bytes(b"\0")
     except OSError as error:
@@ -100,7 +106,7 @@ def put_in_place(moves: list[tuple[Path, Path]]) -> None:
         One cannot be moved; all is as it was.
     """
     done: list[tuple[Path, Path]] = []
-    with signals_held():
+    with signals_held(), _alone_in(moves[-1][1].parent if moves else None):
         try:
             for made, place in moves:
                 made.replace(place)
@@ -110,6 +116,23 @@ def put_in_place(moves: list[tuple[Path, Path]]) -> None:
                 with suppress(OSError):
                     place.replace(made)
             raise
+
+
+@contextmanager
+def _alone_in(folder: Path | None) -> Iterator[None]:
+    """Let other exports that move files into a folder wait, where the system locks folders."""
+    if folder is None or sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -135,8 +158,7 @@ def signals_held() -> Iterator[None]:
 
 @contextmanager
 def _hidden(folder: Path) -> Iterator[Path]:
-    """Make a hidden folder that goes when the block ends; remove those that were left behind."""
-    _remove_left_behind(folder)
+    """Make a hidden folder that goes when the block ends."""
     held = ExitStack()
     try:
         with signals_held():
@@ -153,7 +175,10 @@ def _own(folder: Path, held: ExitStack) -> Path:
         made = TemporaryDirectory(dir=folder, prefix=PREFIX, ignore_cleanup_errors=True)
         try:
             handle = _locked(Path(made.name))
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_LOCKS:  # then no export removes what another left
+                held.callback(made.cleanup)
+                return Path(made.name)
             made.cleanup()
             raise
         if handle is None:  # taken for one that was left behind, between making and locking it
@@ -166,15 +191,21 @@ def _own(folder: Path, held: ExitStack) -> Path:
 
 def _remove_left_behind(folder: Path) -> None:
     for left in folder.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's, or gone by now
-            # Ours is locked, or its export ended before it had a file.
-            ours = (left / LOCK_NAME).is_file() or not any(left.iterdir())
-            if left.is_symlink() or not ours:
+        with suppress(OSError):  # another user's, gone by now, or nobody can say if it is locked
+            if left.is_symlink() or not _is_ours(left):
                 continue
             if (handle := _locked(left)) is not None:
                 with handle:
                     shutil.rmtree(left, ignore_errors=True)
                 shutil.rmtree(left, ignore_errors=True)  # Windows keeps an open file
+
+
+def _is_ours(left: Path) -> bool:
+    """Tell a folder of ours by what its lock file says; one that ended before is empty."""
+    names = {entry.name for entry in left.iterdir()}
+    if names <= {LOCK_NAME} and not any(entry.stat().st_size for entry in left.iterdir()):
+        return True
+    return LOCK_NAME in names and (left / LOCK_NAME).read_bytes() == _OURS
 
 
 def _locked(folder: Path) -> BinaryIO | None:
@@ -187,6 +218,9 @@ def _locked(folder: Path) -> BinaryIO | None:
     try:
         with suppress(FileNotFoundError):
             if try_lock(handle) and os.path.samestat(file.stat(), os.fstat(handle.fileno())):
+                handle.seek(0)
+                handle.write(_OURS)
+                handle.flush()
                 return handle
     except BaseException:
         handle.close()

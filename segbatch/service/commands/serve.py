@@ -12,7 +12,7 @@ import msgspec
 
 from segbatch import log
 from segbatch.errors import SegbatchError, UsageError
-from segbatch.service.heap import bound_the_heap
+from segbatch.heap import bound_the_heap
 from segbatch.service.monitor.address import parse_listen
 from segbatch.service.runner.runner import Runner
 from segbatch.service.signals import stop_on_signals

@@ -24,6 +24,7 @@ from segbatch.service.record.spool import Page
 
 _HEADS_KEPT = 64
 _STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _SOFTWARE = 273, 279, 305  # TIFF 6.0, section 8
+_LONG = 4  # 32 bits, section 2
 
 
 def write_page(
@@ -51,8 +52,11 @@ def write_page(
     ome
         As an OME-TIFF.
     """
+    head = None
     small = math.prod(page.shape) * dtype.itemsize <= LARGEST_CLASSIC_BYTES
-    if ome or len(page.shape) != 2 or not small:
+    if small and not ome and len(page.shape) == 2:
+        head = _head_of(page.shape, dtype, coloured=coloured, pixel_size_um=pixel_size_um)
+    if head is None:
         write_pages(
             handle,
             [(page.shape, iter(page.strips))],
@@ -62,7 +66,6 @@ def write_page(
             ome_axes=("", ()) if ome else None,
         )
         return
-    head = _head_of(page.shape, dtype, coloured=coloured, pixel_size_um=pixel_size_um)
     content = bytearray(head.content)
     sizes = [len(strip) for strip in page.strips]
     starts = itertools.accumulate(sizes[:-1], initial=len(content))
@@ -88,8 +91,9 @@ class _Head:
 
 @lru_cache(maxsize=_HEADS_KEPT)
 def _head_of(
-    shape: tuple[int, int], dtype: np.dtype[Any], *, coloured: bool, pixel_size_um: float | None
-) -> _Head:
+    shape: tuple[int, ...], dtype: np.dtype[Any], *, coloured: bool, pixel_size_um: float | None
+) -> _Head | None:
+    """Return the head of all files of a kind; None where their strips have to be told otherwise."""
     strips = -(-shape[0] // rows_per_strip(shape, dtype.itemsize))
     blank = io.BytesIO()
     pages = [(shape, iter([b"\0"] * strips))]
@@ -97,11 +101,15 @@ def _head_of(
     blank.seek(0)
     with tifffile.TiffFile(blank) as file:
         page = file.pages.first
+        offsets, sizes, software = (
+            page.tags[code] for code in (_STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _SOFTWARE)
+        )
+        if any((tag.dtype, tag.count) != (_LONG, strips) for tag in (offsets, sizes)):
+            return None
         return _Head(
             blank.getvalue()[: page.dataoffsets[0]],
             file.byteorder,
-            *(
-                page.tags[code].valueoffset
-                for code in (_STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _SOFTWARE)
-            ),
+            offsets.valueoffset,
+            sizes.valueoffset,
+            software.valueoffset,
         )

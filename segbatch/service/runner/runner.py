@@ -19,12 +19,12 @@ from segbatch import __version__, log
 from segbatch.acquire.camera.apart import CameraProcess
 from segbatch.acquire.source import Source, open_source
 from segbatch.errors import EngineError, SegbatchError, UsageError
-from segbatch.service.heap import Heap
+from segbatch.heap import Heap
 from segbatch.service.monitor.monitor import Monitor
 from segbatch.service.monitor.pages import Pages
 from segbatch.service.monitor.status import EngineStatus, ServiceStatus
 from segbatch.service.notify import Notifier
-from segbatch.service.priority import give_way
+from segbatch.service.priority import all_processors, give_way, leave_a_processor_free
 from segbatch.service.process import Process
 from segbatch.service.record.atomic import discard_live_partials
 from segbatch.service.runner.beat import Beat
@@ -38,6 +38,7 @@ LONGEST_WAIT_S = 1.0  # between two looks at signals, trees and the watchdog
 SLICE_S = 2.0  # for which one run is worked on while others wait
 STATUS_EVERY_S = 5.0
 PAGES_RETRY_S = 30.0
+CAMERA_ENDS_S = 8.0  # in which a camera's process that hangs is killed, and its record written
 LETTING_GO_S = 30  # longest that closing takes when nothing is under way any more
 ENGINE_OPENS_S = 600  # longest that an engine may take to be built
 FULL_FRAME_PX = (1080, 1440)  # (Y, X) of a Zelux CS165MU
@@ -299,6 +300,7 @@ class Runner:
             self._open_pages()
 
     def _new_process(self, settings: Settings) -> Process:
+        leave_a_processor_free(settings.camera.enabled)
         return Process(settings, self._stop, self._beat, keep_other=True, under_way=self._under_way)
 
     def _open_trees(self) -> None:
@@ -314,13 +316,19 @@ class Runner:
         camera = self._settings.camera
         if camera.enabled:
             self._camera = CameraProcess(
-                camera, self._wake.set, min_free_gib=self._settings.serve.min_free_gib
+                camera,
+                self._wake.set,
+                min_free_gib=self._settings.serve.min_free_gib,
+                processors=all_processors(),
             )
             self._camera.start()
 
     def _stop_camera(self) -> None:
         if self._camera is not None:
-            self._camera.stop(self._settings.serve.drain_s)
+            # Less than the whole drain, at whose end this process ends: a camera's process that
+            # hangs has to be killed before, and its run brought to an end.
+            drain_s = self._settings.serve.drain_s
+            self._camera.stop(max(drain_s - CAMERA_ENDS_S, drain_s / 2))
             self._camera = None
 
     def _open_pages(self) -> None:

@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system, where the C library is glibc.
+"""What becomes of memory that was freed, where the C library is glibc.
 
 Frames are large, are worked on in threads that come and go, and their memory is freed among
 smaller blocks that stay. glibc keeps such memory, in as many places as there were threads; of
@@ -12,7 +12,8 @@ import time
 from contextlib import suppress
 
 AT_WORK_EVERY_S, AT_REST_EVERY_S = 60.0, 5.0
-_M_ARENA_MAX = -8  # malloc.h of glibc
+# malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _OTHER_LIBRARY = (OSError, AttributeError, TypeError)
 
 
@@ -20,6 +21,19 @@ def bound_the_heap() -> None:
     """Have what was freed kept in two places, not in eight for each core."""
     with suppress(*_OTHER_LIBRARY):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+def keep_what_was_freed() -> None:
+    """Have blocks of all sizes come from heaps that are not given back: for frame after frame.
+
+    To page such memory in anew is a third of the cost of measuring a frame, and holds up a camera.
+    For a process that does nothing else.
+    """
+    with suppress(*_OTHER_LIBRARY):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TOP_PAD, 1 << 24)
 
 
 class Heap:
