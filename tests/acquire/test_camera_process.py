@@ -40,6 +40,12 @@ if "segbatch.acquire.camera.child" in sys.orig_argv and not once.exists():
 HANG_THE_CORE = (
     'sys.modules["segbatch.acquire.camera.door"]._held[0].ask("x", lambda: time.sleep(999))'
 )
+HANG_AS_IT_LETS_GO = (
+    "from segbatch.acquire.camera import calls, core, errors; "
+    "core.PythonCore.let_go = lambda self: time.sleep(999); "
+    "calls.CoreCalls.ask = lambda *a, **k: exec('raise errors.CameraError(\\'the cable\\')', "
+    "{'errors': errors})"
+)
 HOLD_THE_LOCK = "ctypes.PyDLL(None).sleep(999)"  # a PyDLL keeps the interpreter's lock
 PRINT = "[os.write(1, b'half a line {') and time.sleep(0.001) for _ in range(10**6)]"
 
@@ -208,6 +214,19 @@ def test_a_core_that_hangs_is_got_rid_of(tmp_path: Path, monkeypatch: pytest.Mon
 
     assert driven.camera.stop(20)
     assert "core does not answer" in (failed.error or "")
+
+
+def test_a_core_that_hangs_as_it_is_let_go_is_got_rid_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A core that fails and then never lets go ends with its process; the next takes frames."""
+    let_act(monkeypatch, tmp_path / "custom", HANG_AS_IT_LETS_GO)
+    driven = Driven(camera_settings(frames=0, out=str(tmp_path / "out"), timeout_s=1.0))
+    failed = driven.failed()
+    driven.acquires()
+
+    assert driven.camera.stop(20)
+    assert "the cable" in (failed.error or "")
 
 
 def test_a_library_that_holds_the_interpreter_is_got_rid_of(
