@@ -158,7 +158,8 @@ def test_a_second_signal_stops_at_once(run: Path, undisturbed: Path) -> None:
 def test_a_second_run_on_the_folder_is_refused_and_names_the_first(run: Path) -> None:
     """While one process has a folder, another is refused with exit 4 and the first's number."""
     first = runs.start("process", run)
-    assert runs.wait_until((run / ".segbatch.lock").exists, first)
+    lock = run / ".segbatch.lock"
+    assert runs.wait_until(lambda: lock.exists() and b"}" in lock.read_bytes(), first)
     first.send_signal(signal.SIGSTOP)
     try:
         for path in (run, run.parent):

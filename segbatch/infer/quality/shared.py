@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class SharedFrames:
             os.close(self.descriptor)
             raise
         self._start = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._memory))
+        self._size = len(self._memory)
         self._free = list(range(places))
         self._taking = threading.Lock()
 
@@ -56,7 +58,10 @@ class SharedFrames:
         place = self._take() if 0 < count * kind.itemsize <= PLACE_BYTES else None
         if place is None:
             return np.empty(shape, kind)
-        block = (ctypes.c_ubyte * PLACE_BYTES).from_buffer(self._memory, place * PLACE_BYTES)
+        try:
+            block = (ctypes.c_ubyte * PLACE_BYTES).from_buffer(self._memory, place * PLACE_BYTES)
+        except ValueError:  # closed meanwhile
+            return np.empty(shape, kind)
         # Appended without the lock: the collector may run this in a thread that holds it.
         weakref.finalize(block, self._free.append, place).atexit = False
         pixels: NDArray[Any] = np.frombuffer(memoryview(block), kind, count).reshape(shape)
@@ -65,16 +70,18 @@ class SharedFrames:
     def offset_of(self, pixels: NDArray[Any]) -> int | None:
         """Return where in the memory an array begins, in bytes; None where it lies elsewhere."""
         offset = pixels.__array_interface__["data"][0] - self._start
-        inside = 0 <= offset < len(self._memory) and pixels.flags.c_contiguous
+        inside = 0 <= offset < self._size and pixels.flags.c_contiguous
         return offset if inside else None
 
     def close(self) -> None:
-        """Lend no more; the memory goes with this object and the last array on it."""
+        """Lend no more; the memory goes at once, or with this object and the last array on it."""
         with self._taking:
             self._free = []
             descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+            with suppress(BufferError):
+                self._memory.close()
 
     def _take(self) -> int | None:
         with self._taking:
