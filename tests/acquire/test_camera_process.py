@@ -205,41 +205,25 @@ def test_a_process_that_does_not_end_is_killed(tmp_path: Path) -> None:
     assert camera_threads() == []
 
 
-def test_a_core_that_hangs_is_got_rid_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A core that does not answer ends with its process, and the next one takes frames."""
-    let_act(monkeypatch, tmp_path / "custom", HANG_THE_CORE)
-    driven = Driven(camera_settings(frames=0, out=str(tmp_path / "out"), timeout_s=1.0))
-    failed = driven.failed()
-    driven.acquires()
-
-    assert driven.camera.stop(20)
-    assert "core does not answer" in (failed.error or "")
-
-
-def test_a_core_that_hangs_as_it_is_let_go_is_got_rid_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        pytest.param(HANG_THE_CORE, "core does not answer", id="does not answer"),
+        pytest.param(HANG_AS_IT_LETS_GO, "the cable", id="fails and never lets go"),
+        pytest.param(HOLD_THE_LOCK, "ended with exit code 1", id="holds the interpreter's lock"),
+    ],
+)
+def test_a_core_that_hangs_is_got_rid_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, told: str
 ) -> None:
-    """A core that fails and then never lets go ends with its process; the next takes frames."""
-    let_act(monkeypatch, tmp_path / "custom", HANG_AS_IT_LETS_GO)
+    """A core that hangs, however it does, ends with its process, and the next one takes frames."""
+    let_act(monkeypatch, tmp_path / "custom", act)
     driven = Driven(camera_settings(frames=0, out=str(tmp_path / "out"), timeout_s=1.0))
     failed = driven.failed()
     driven.acquires()
 
     assert driven.camera.stop(20)
-    assert "the cable" in (failed.error or "")
-
-
-def test_a_library_that_holds_the_interpreter_is_got_rid_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A library that hangs and lets no thread run ends with its process, and all goes on."""
-    let_act(monkeypatch, tmp_path / "custom", HOLD_THE_LOCK)
-    driven = Driven(camera_settings(frames=0, out=str(tmp_path / "out"), timeout_s=1.0))
-    failed = driven.failed()
-    driven.acquires()
-
-    assert driven.camera.stop(20)
-    assert "ended with exit code 1" in (failed.error or "")
+    assert told in (failed.error or "")
 
 
 def test_what_libraries_print_is_not_taken_for_a_status(

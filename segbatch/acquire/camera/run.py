@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -312,7 +313,12 @@ class Run:
 
     def _save_if_the_disk_answers(self) -> None:
         """Write the records in a thread that can be left behind, as the writers were."""
-        saving = threading.Thread(target=self._ledger.save, name="camera-record", daemon=True)
+
+        def save() -> None:
+            with suppress(OSError):  # that the disk is stuck is told already
+                self._ledger.save()
+
+        saving = threading.Thread(target=save, name="camera-record", daemon=True)
         saving.start()
         saving.join(SAVE_S)
         if saving.is_alive():
