@@ -57,6 +57,25 @@ def test_openvino_comes_without_its_telemetry() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_onnxruntime_comes_without_its_telemetry(make_model: MakeModel, tmp_path: Path) -> None:
+    """A network that ONNX Runtime opens leaves no number of this device in the user's folders."""
+    code = (
+        "import segbatch, sys, onnxruntime\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+
+    subprocess.run(
+        [sys.executable, "-c", code, str(open_model(make_model().file).file)],
+        env={**environment, "HOME": str(home), "XDG_CACHE_HOME": str(home)},
+        check=True,
+    )
+
+    assert list(home.iterdir()) == []
+
+
 def test_auto_takes_openvino_in_fp32_without_a_parity_record(make_model: MakeModel) -> None:
     """A precision that was never compared on this model is not taken by itself."""
     opened = open_engine(open_model(make_model().file), Settings(threads=1)).engine

@@ -52,7 +52,6 @@ class OnnxRuntimeEngine:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-        onnxruntime.disable_telemetry_events()  # nothing about a lab's runs leaves its machine
         # ONNX Runtime's errors have no common base but Exception.
         self._errors = (
             states.Fail,
