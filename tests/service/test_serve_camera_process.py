@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -108,18 +109,25 @@ def test_a_signal_to_all_drains(watched: Path, number: int, code: int) -> None:
     assert whole(folder, told)
 
 
+def may_be_real_time() -> bool:
+    """Return whether the system lets this user's processes go first in real time."""
+    return subprocess.run(["chrt", "--rr", "1", "true"], check=False).returncode == 0
+
+
 def test_the_camera_has_nothing_of_the_service(watched: Path) -> None:
     """Its process goes before the service where it may, and has no lock and no socket of it."""
     with serve(watched) as service:
         _, pid = acquires(service)
         tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
         priorities = {os.getpriority(os.PRIO_PROCESS, task) for task in tasks}
+        policies = {os.sched_getscheduler(task) for task in tasks}
         held = descriptors(pid)
         own = os.getpriority(os.PRIO_PROCESS, service.process.pid)
         assert service.end() == 143
 
     assert max(priorities) <= own
     assert min(priorities) == (CAMERA_NICE if os.geteuid() == 0 else own)
+    assert (os.SCHED_RR in policies) == may_be_real_time()
     assert not [
         name for name in held if name.startswith(("socket:", str(watched.parent / "state")))
     ]

@@ -30,6 +30,7 @@ from segbatch.settings.sections import CameraSettings
 BEAT_S = 1.0
 STUCK_S = 5.0  # longest without a beat, beyond what an answer of the core may take
 CAMERA_NICE = -10  # of -20: an image that nobody takes in time is lost, all else can wait
+CAMERA_REAL_TIME = 1  # of 99: before every thread that is not real-time, as soon as it is woken
 CORE_HANGS = 75  # exit code; the last status says of what
 PAUSE_S = 0.05  # between two lines: a reader wants the newest only
 _logger = log.get_logger(__name__)
@@ -117,9 +118,13 @@ def _go_first(processors: list[int]) -> None:
     if sys.platform != "win32":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, CAMERA_NICE)
-    if sys.platform == "linux" and processors:
+    if sys.platform == "linux":
+        # The kernel keeps a part of each processor for the others, should a driver never rest.
         with suppress(OSError):
-            os.sched_setaffinity(0, processors)
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(CAMERA_REAL_TIME))
+        if processors:
+            with suppress(OSError):
+                os.sched_setaffinity(0, processors)
 
 
 def _end_where_stuck(bound_s: float) -> None:
