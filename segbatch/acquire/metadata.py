@@ -29,6 +29,7 @@ COARSEST_UM = 25.0
 MAX_XML = 200_000  # characters; channels stand before the list of planes
 AXIS = {"time": "t", "t": "t", "frame": "t", "channel": "c", "c": "c", "z": "z", "slice": "z"}
 AXIS |= {"position": "p", "p": "p"}
+_SPACE_BEFORE_ZONE = re.compile(r" (?=[+-]\d\d:?\d\d$)")
 INFO_TAG, INFO_SIZES_TAG, MICRO_MANAGER_TAG, DESCRIPTION_TAG = 50839, 50838, 51123, 270
 
 
@@ -216,9 +217,10 @@ def moment(text: Any) -> str | None:
     if not isinstance(text, str) or not 10 <= len(text) <= 40:
         return None
     text = text.strip().rstrip("-").strip()
+    iso = _SPACE_BEFORE_ZONE.sub("", text)  # so that it takes a hundredth of strptime's time
     for pattern in ("", "%Y-%m-%d %H:%M:%S.%f %z", "%Y-%m-%d %H:%M:%S %z", "%Y:%m:%d %H:%M:%S"):
         try:
-            found = datetime.strptime(text, pattern) if pattern else datetime.fromisoformat(text)
+            found = datetime.strptime(text, pattern) if pattern else datetime.fromisoformat(iso)
         except ValueError:
             continue
         return found.isoformat() if found.year >= 1980 else None  # a clock that was never set

@@ -134,6 +134,7 @@ class TiffSource(Source):
         self._single = Acquisition()
         self._run: Page | None = None
         self._run_frames = 0
+        self._first_page: Page | None = None
         try:
             self._learn(self._first)
         except (FrameError, *CONTENT_ERRORS):
@@ -165,7 +166,7 @@ class TiffSource(Source):
         with a single frame is recognised by the frames' not being there.
         """
         try:
-            page = read_page(ifd, self._options.max_bytes)
+            page = self._page(ifd)
         except (UnreadableFrameError, UnsupportedFrameError):
             return  # reading the frame says why
         there = (self._file.size - page.offsets[0]) // sum(page.counts)
@@ -199,7 +200,7 @@ class TiffSource(Source):
             layout = replace(self._run, offsets=[offset + step for offset in self._run.offsets])
         else:
             ifd = self._directory(page)
-            layout = read_page(ifd, self._options.max_bytes)
+            layout = self._page(ifd)
         # ImageJ's palettes only show counts in colour: the counts are what was measured.
         indices = self.kind in ("imagej", "micro-manager")
         pixels = to_gray_or_rgb(
@@ -207,6 +208,14 @@ class TiffSource(Source):
         )
         bits = layout.bits if pixels.dtype == layout.dtype else 8 * pixels.dtype.itemsize
         return Picture(pixels, bits, self._acquisition(ifd, page), self._layout.bit_hint)
+
+    def _page(self, ifd: Ifd) -> Page:
+        """Return a page's layout; that of the first, which is often the only one, is kept."""
+        if ifd is not self._first:
+            return read_page(ifd, self._options.max_bytes)
+        if self._first_page is None:
+            self._first_page = read_page(ifd, self._options.max_bytes)
+        return self._first_page
 
     def _directory(self, page: int) -> Ifd:
         offset = self._offsets[page]
@@ -219,7 +228,7 @@ class TiffSource(Source):
             return self._run.decoded_bytes
         if page >= len(self._offsets):
             return 0
-        return read_page(self._directory(page), self._options.max_bytes).decoded_bytes
+        return self._page(self._directory(page)).decoded_bytes
 
     def _position(self, page: int) -> dict[str, int]:
         if self._positions is not None:

@@ -109,6 +109,7 @@ class Batch(Work):
         """
         self._tidy()
         pending, threads = self.todo, 1
+        self._observers.expect(len(pending))
         for _ in range(MAX_ROUNDS):
             if pending:
                 threads = self._crew_size()

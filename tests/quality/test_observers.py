@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -102,6 +104,19 @@ def test_more_processes_come_with_more_frames(observers: Observers) -> None:
     assert len(children()) == 2
 
 
+def test_the_first_process_is_started_before_the_first_frame(observers: Observers) -> None:
+    """Where frames enough are expected one process starts at once, and where few are, none."""
+    observers.expect(module.FRAMES_THAT_PAY - 1)
+    assert not children()
+    observers.expect(module.FRAMES_THAT_PAY)
+    observers.expect(module.FRAMES_THAT_PAY)
+    assert len(children()) == 1
+
+    wait_ready(observers)
+    pixels = frames(1)[0]
+    assert observers.observe(pixels, 1023) == observe(pixels, 1023)
+
+
 def test_a_killed_process_costs_no_frame(observers: Observers) -> None:
     """A frame whose process is killed is measured here, and another process takes its place."""
     wait_ready(observers)
@@ -115,14 +130,13 @@ def test_a_killed_process_costs_no_frame(observers: Observers) -> None:
     assert observers.observe(pixels, 1023) == observe(pixels, 1023)
 
 
-def test_a_process_that_hangs_is_ended(
-    observers: Observers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_hangs_is_ended(observers: Observers) -> None:
     """A frame whose process gives no answer in time is measured here."""
     wait_ready(observers)
     (child,) = children()
     child.send_signal(signal.SIGSTOP)
-    monkeypatch.setattr(module, "ANSWERS_S", 0.2)
+    soon = struct.pack("@ll", 0, 200_000)  # instead of ANSWERS_S
+    observers._idle[0]._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, soon)
     pixels = frames(1)[0]
 
     assert observers.observe(pixels, 1023) == observe(pixels, 1023)

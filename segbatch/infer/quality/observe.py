@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MESSAGE_BYTES = 1 << 16  # of a request or an observation at most; they take two thousand
+
+
 class Observation(msgspec.Struct, frozen=True):
     """Measures of a frame's intensities, and the hash of its pixels."""
 

@@ -1,8 +1,9 @@
-"""A process that looks at frames: ``observers`` starts it, and ends it by closing its input.
+"""A process that looks at frames: ``observers`` starts it, and ends it by closing the socket.
 
-    python -m segbatch.infer.quality.observer DESCRIPTOR
+    python -m segbatch.infer.quality.observer MEMORY SOCKET
 
-It says ``ready`` and then answers each line, a ``Request``, with one line, an ``Observation``.
+Both are descriptors. It says ``ready`` and then answers each message, a ``Request``, with one,
+an ``Observation``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import mmap
 import os
 import signal
+import socket
 import sys
 from contextlib import suppress
 from typing import Any
@@ -20,11 +22,11 @@ import msgspec
 import numpy as np
 
 from segbatch.heap import keep_what_was_freed
-from segbatch.infer.quality.observe import Request, observe
+from segbatch.infer.quality.observe import MESSAGE_BYTES, Request, observe
 
 
-def main(descriptor: int) -> None:
-    """Answer until the input ends: it does so with the process at its other end, however that dies.
+def main(memory_descriptor: int, socket_descriptor: int) -> None:
+    """Answer until the socket ends, as it does with the process at its other end.
 
     Raises
     ------
@@ -36,19 +38,18 @@ def main(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     keep_what_was_freed()
-    memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ)
-    _say(b"ready")
-    for line in sys.stdin.buffer:
-        asked = msgspec.json.decode(line, type=Request)
-        dtype, count = np.dtype(asked.dtype), math.prod(asked.shape)
-        flat: np.ndarray[Any, Any] = np.frombuffer(memory, dtype, count, asked.offset)
-        _say(msgspec.json.encode(observe(flat.reshape(asked.shape), asked.ceiling)))
-
-
-def _say(line: bytes) -> None:
-    os.write(sys.stdout.fileno(), line + b"\n")  # nothing is left to be flushed at the end
+    size = os.fstat(memory_descriptor).st_size
+    memory = mmap.mmap(memory_descriptor, size, prot=mmap.PROT_READ)
+    with socket.socket(fileno=socket_descriptor) as other_end:
+        other_end.send(b"ready")
+        while message := other_end.recv(MESSAGE_BYTES):
+            asked = msgspec.json.decode(message, type=Request)
+            dtype, count = np.dtype(asked.dtype), math.prod(asked.shape)
+            flat: np.ndarray[Any, Any] = np.frombuffer(memory, dtype, count, asked.offset)
+            seen = observe(flat.reshape(asked.shape), asked.ceiling)
+            other_end.send(msgspec.json.encode(seen))
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):  # nobody is left who wants to know
-        main(int(sys.argv[1]))
+    with suppress(BrokenPipeError, ConnectionResetError):  # nobody is left who wants to know
+        main(int(sys.argv[1]), int(sys.argv[2]))

@@ -3,25 +3,26 @@
 Measuring a frame is some three hundred short calls into OpenCV and NumPy, and each of them
 gives Python's global lock away and waits to get it back. Two threads that do so are no faster
 than one, and every other thread waits in the same queue. So frames are measured in processes
-of their own: the pixels are read into shared memory, the answer is a line of JSON.
+of their own: the pixels are read into shared memory, the answer is a message of JSON.
 
 A process that dies or hangs costs nothing: its frame is measured here.
 """
 
 from __future__ import annotations
 
-import select
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from segbatch.infer.quality.observe import Observation, Request, observe
+from segbatch.infer.quality.observe import MESSAGE_BYTES, Observation, Request, observe
 from segbatch.infer.quality.shared import SharedFrames
 from segbatch.log import get_logger
 
@@ -34,6 +35,7 @@ MOST_OBSERVERS = 6
 PLACES_EACH = 4
 # Another process is started when so many more frames found all busy than found one free.
 CROWDED = 8
+FRAMES_THAT_PAY = 50  # to start a process takes the time of 20
 ANSWERS_S = 60.0
 RETRY_S = 60.0  # after one that could not be started
 OBSERVER = "segbatch.infer.quality.observer"
@@ -60,7 +62,7 @@ class Observers:
         self._count = 0
         self._crowded = 0
         self._closed = False
-        self._started_at = self._not_before = float("-inf")
+        self._not_before = float("-inf")
         self._shared = self._share() if self._most else None
 
     def __enter__(self) -> Observers:
@@ -77,6 +79,13 @@ class Observers:
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return what ``numpy.empty`` does, where the processes see it too if there is room."""
         return np.empty(shape, dtype) if self._shared is None else self._shared.empty(shape, dtype)
+
+    def expect(self, frames: int) -> None:
+        """Start the first process where so many frames pay for it, so that they find it ready."""
+        with self._changed:
+            pays = frames >= FRAMES_THAT_PAY and not self._count
+            if pays and self._may_start and self._shared is not None:
+                self._start(self._shared)
 
     def observe(self, pixels: NDArray[Any], ceiling: int | None) -> Observation:
         """Return what ``observe.observe`` does; at its best on pixels in memory of ``empty``."""
@@ -133,8 +142,7 @@ class Observers:
                 return self._idle.pop()
             self._crowded += 1
             more_wanted = not self._count or self._crowded >= CROWDED
-            may_start = self._starting is None and time.monotonic() >= self._not_before
-            if more_wanted and may_start and self._count < self._most:
+            if more_wanted and self._may_start:
                 self._start(shared)
             if self._starting is not None or not self._count:
                 return None
@@ -146,8 +154,13 @@ class Observers:
         """Whether no process is left that could be given back: one that starts is nobody's yet."""
         return self._count <= (self._starting is not None)
 
+    @property
+    def _may_start(self) -> bool:
+        in_time = time.monotonic() >= self._not_before and self._starting is None
+        return in_time and not self._closed and self._count < self._most
+
     def _start(self, shared: SharedFrames) -> None:
-        self._crowded, self._started_at = 0, time.monotonic()
+        self._crowded = 0
         try:
             self._starting = _Observer(shared.descriptor)
             self._count += 1
@@ -161,9 +174,7 @@ class Observers:
             return
         try:
             if not observer.is_ready():
-                if time.monotonic() - self._started_at < ANSWERS_S:
-                    return
-                raise TimeoutError(f"not ready within {ANSWERS_S:.0f} s")
+                return
             self._idle.append(observer)
         except OSError as error:
             observer.close()
@@ -184,25 +195,35 @@ class Observers:
             keep = usable and not self._closed
             if keep:
                 self._idle.append(observer)
+                self._changed.notify()
             else:
                 self._count -= 1
-            self._changed.notify_all()
+                self._changed.notify_all()
         if not keep:
             observer.close()
 
 
 class _Observer:
-    """One process, and the pipes to and from it; ``descriptor`` names the frames' memory."""
+    """One process, and the socket to it; ``descriptor`` names the frames' memory."""
 
     def __init__(self, descriptor: int) -> None:
-        self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            # -P: modules of the current folder, which may be anybody's, are none of ours.
-            [sys.executable, "-P", "-m", OBSERVER, str(descriptor)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[descriptor],
-            bufsize=0,
-        )
+        # A message is read by one call, whole: each call gives the interpreter's lock away.
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                bound = struct.pack("@ll", int(ANSWERS_S), 0)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
+                self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    # -P: modules of the current folder, which may be anybody's, are none of ours.
+                    [sys.executable, "-P", "-m", OBSERVER, str(descriptor), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[descriptor, theirs.fileno()],
+                )
+            except OSError:
+                self._socket.close()
+                raise
+        self._bound = time.monotonic() + ANSWERS_S
 
     def is_ready(self) -> bool:
         """Tell whether it has said so.
@@ -210,12 +231,14 @@ class _Observer:
         Raises
         ------
         OSError
-            It ended instead.
+            It ended instead, or has had its time.
         """
-        if not self._answers(0.0):
-            return False
-        self._read_line()
-        return True
+        with suppress(BlockingIOError):
+            self._hear(socket.MSG_DONTWAIT)
+            return True
+        if time.monotonic() > self._bound:
+            raise TimeoutError(f"not ready within {ANSWERS_S:.0f} s")
+        return False
 
     def ask(self, request: Request) -> Observation:
         """Have one frame looked at.
@@ -227,40 +250,21 @@ class _Observer:
         ValueError, msgspec.DecodeError
             It answered something else.
         """
-        self._to().write(msgspec.json.encode(request) + b"\n")
-        if not self._answers(ANSWERS_S):
-            raise TimeoutError(f"no answer within {ANSWERS_S:.0f} s")
-        return msgspec.json.decode(self._read_line(), type=Observation)
+        self._socket.send(msgspec.json.encode(request))
+        try:
+            answer = self._hear()
+        except BlockingIOError:
+            raise TimeoutError(f"no answer within {ANSWERS_S:.0f} s") from None
+        return msgspec.json.decode(answer, type=Observation)
 
     def close(self) -> None:
         """End the process."""
         self._child.kill()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+        self._socket.close()
         self._child.wait()
 
-    def _answers(self, seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(self._from(), select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-
-    def _read_line(self) -> bytes:
-        line = b""
-        while not line.endswith(b"\n"):
-            part = self._from().read(1 << 16)
-            if not part:
-                raise ConnectionError(f"it ended with {self._child.poll()}")
-            line += part
-        return line
-
-    def _to(self) -> BinaryIO:
-        if self._child.stdin is None:
-            raise ConnectionError("no pipe")
-        return self._child.stdin  # type: ignore[return-value]
-
-    def _from(self) -> BinaryIO:
-        if self._child.stdout is None:
-            raise ConnectionError("no pipe")
-        return self._child.stdout  # type: ignore[return-value]
+    def _hear(self, flags: int = 0) -> bytes:
+        answer = self._socket.recv(MESSAGE_BYTES, flags)
+        if not answer:
+            raise ConnectionError(f"it ended with {self._child.poll()}")
+        return answer
