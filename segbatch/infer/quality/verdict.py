@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Frames that a provisional verdict looks back on: the cost of each stays the same.
 _LOOK_BACK_FRAMES = 256
+_RENEWED_PART = 32  # their statistics are renewed when one in so many of them is another
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,6 +68,7 @@ class Judge:
         self._known: dict[Any, _Known] = {}
         self._first_with: dict[str, Any] = {}
         self._recent: dict[Hashable, deque[Measures]] = {}
+        self._peers: dict[Hashable, tuple[Peers, int]] = {}  # and frames that came since
         self._recent_of_run: deque[Measures] = deque(maxlen=_LOOK_BACK_FRAMES)
 
     def judge(
@@ -91,8 +93,16 @@ class Judge:
         if self._stands_for_run(measures, repeated):
             recent.append(measures)
             self._recent_of_run.append(measures)
-        peers = Peers(recent, self._recent_of_run, self._settings)
-        return self._verdict(measures, repeated, peers, final=False)
+        return self._verdict(measures, repeated, self._peers_in(group), final=False)
+
+    def _peers_in(self, group: Hashable) -> Peers:
+        """Return what the frames of a group are compared with for now."""
+        recent = self._recent[group]
+        peers, frames_since = self._peers.get(group, (None, 0))
+        if peers is None or frames_since >= len(recent) // _RENEWED_PART:
+            peers, frames_since = Peers(recent, self._recent_of_run, self._settings), 0
+        self._peers[group] = peers, frames_since + 1
+        return peers
 
     def forget(self, frame_keys: Iterable[Any]) -> None:
         """Drop frames that are no longer what was judged; unknown keys are passed over."""
