@@ -121,10 +121,10 @@ def test_units_verify(tmp_path: Path, arguments: list[str]) -> None:
 @needs_analyze
 @pytest.mark.parametrize(
     ("arguments", "camera", "limit"),
-    [(["--cpu"], False, 10), (["--gpu"], False, 12), (["--gpu"], True, 13)],
+    [(["--cpu"], False, 10), (["--gpu"], False, 12), (["--gpu"], True, 14)],
 )
 def test_exposure(tmp_path: Path, arguments: list[str], camera: bool, limit: int) -> None:
-    """Systemd rates the exposure at most 1.0 without and 1.2 with a GPU, 1.3 with a USB camera."""
+    """Systemd rates the exposure at most 1.0 without and 1.2 with a GPU, 1.4 with a USB camera."""
     file = tmp_path / "etc/segbatch/segbatch.toml"
     file.parent.mkdir(parents=True)
     enabled = 'enabled = true\nbackend = "python"\nout = "/srv/camera"' if camera else ""
