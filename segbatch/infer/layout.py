@@ -7,6 +7,7 @@ tiles waste fewer pixels on halos. The layout with the least work wins.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from segbatch.log import get_logger
 
 if TYPE_CHECKING:
     from segbatch.infer.engine.artifact import Shape
-    from segbatch.infer.engine.door import Opened
+    from segbatch.infer.engine.door import Engine, Opened
     from segbatch.settings import Settings
 
 log = get_logger(__name__)
@@ -34,6 +35,11 @@ class Layout:
     grid: Grid
     batch: int
     streams: int
+
+
+def halo_of(halo_px: int | None, margin_px: int) -> int:
+    """Return by how many pixels tiles overlap on each side; None: of tiles that are blended."""
+    return max(BLEND_HALO_PX if halo_px is None else halo_px, margin_px)
 
 
 def layout_for(
@@ -57,7 +63,8 @@ def layout_for(
     opened
         The engine, with its measured need of memory and the limit.
     settings
-        ``tile_px`` and ``batch`` are used.
+        ``tile_px`` and ``batch`` are used; where the engine takes one input shape and they would
+        come to another, a warning says that they are not.
     margin_px
         Of the network, see ``Manifest``.
 
@@ -69,9 +76,11 @@ def layout_for(
     SettingsError
         ``tile_px`` leaves nothing between its halos.
     """
-    halo = max(BLEND_HALO_PX if halo_px is None else halo_px, margin_px)
+    halo = halo_of(halo_px, margin_px)
     if opened.engine.input_shape is not None:
-        return _of_engine(shape, stride, halo, opened.engine.input_shape, margin_px)
+        found = _of_engine(shape, stride, halo, opened.engine.input_shape, margin_px)
+        _tell_of_ignored(shape, stride, halo, opened.engine, settings, margin_px, found)
+        return found
     batch = 1 if settings.batch == "auto" else settings.batch
     best: tuple[float, Layout] | None = None
     for streams in range(1, opened.threads + 1):
@@ -116,6 +125,46 @@ def _of_engine(
     return Layout(grid, input_shape[0], 1)
 
 
+def _tell_of_ignored(
+    shape: tuple[int, int],
+    stride: int,
+    halo: int,
+    engine: Engine,
+    settings: Settings,
+    margin: int,
+    found: Layout,
+) -> None:
+    """Warn of ``tile_px`` and ``batch`` that would come to another layout than the engine has."""
+    said, remedies = [], []
+    if settings.tile_px != "auto":
+        side = settings.tile_px // stride * stride
+        try:
+            wished = forced(shape, stride, halo, settings.tile_px, margin).tile_shape
+        except SettingsError:
+            wished = None
+        if wished != found.grid.tile_shape:
+            said.append(f"tile_px = {settings.tile_px}")
+            words = [*([settings.model] if settings.model else []), "--engine", engine.name]
+            words += ["--arch", settings.arch] if settings.arch else []
+            words += ["--precision", engine.precision]
+            words += ["--frame-shape", "x".join(str(min(each, side - margin)) for each in shape)]
+            made = shlex.join(["segbatch", "export-engine", *words])
+            remedies.append("leave tile_px out" + (f", or {made}" if wished else ""))
+    if settings.batch != "auto" and min(settings.batch, found.grid.count) != min(
+        found.batch, found.grid.count
+    ):
+        said.append(f"batch = {settings.batch}")
+        remedies.append("leave batch out: an engine's is planned when it is exported")
+    if said:
+        log.warning(
+            "settings that do not change an engine of one input shape are left out",
+            got=", ".join(said),
+            has=f"{engine.name} {engine.precision} for input {engine.input_shape}",
+            remedy="; ".join(remedies),
+            frame_shape=shape,
+        )
+
+
 def grid_of_engine(
     shape: tuple[int, int], stride: int, halo: int, input_shape: Shape, margin: int = 0
 ) -> Grid:
@@ -150,3 +199,20 @@ def grid_of_engine(
             ) from error
         axes.append(Axis(length, side, side, found.halo, 1) if found.tile < side else found)
     return Grid(axes[0], axes[1])
+
+
+def shape_for_engine(
+    shape: tuple[int, int], stride: int, halo: int, input_shape: Shape, margin: int = 0
+) -> tuple[int, int]:
+    """Return the shape next to ``shape`` of frames that an engine of one input shape is for.
+
+    That is ``shape``, unless the engine is larger and such a frame would be mirrored out to it,
+    or too small to cut it into tiles: then the side of its own input. Parameters are those of
+    ``grid_of_engine``.
+    """
+    sides = []
+    for length, side in zip(shape, input_shape[2:], strict=True):
+        padded = up(length + margin, stride)
+        fits = side == padded or up(halo, stride) * 2 + stride <= side < padded
+        sides.append(length if fits else side - margin)
+    return sides[0], sides[1]

@@ -16,7 +16,7 @@ from segbatch.errors import EngineError, UsageError
 from segbatch.infer import decide
 from segbatch.infer.blend import Blend
 from segbatch.infer.engine.door import open_engine
-from segbatch.infer.layout import Layout, layout_for
+from segbatch.infer.layout import Layout, halo_of, layout_for, shape_for_engine
 from segbatch.infer.normalise import fill, scale_of, seen_by
 from segbatch.infer.objects import areas_of, labels_of
 from segbatch.log import get_logger
@@ -121,6 +121,7 @@ class Segmenter:
         self._outputs = 1 if manifest.output == "sigmoid" else 1 + len(manifest.classes)
         self._opened = open_engine(model, settings)
         self._layouts: dict[tuple[int, int], Layout] = {}
+        self._laying_out = threading.Lock()  # so that what is told of a shape is told once
         self._workers = ThreadPoolExecutor(self._opened.threads + 1, "segment")
         self.streams = self._opened.threads + 1
         self.version = self._opened.engine.version
@@ -208,37 +209,54 @@ class Segmenter:
             labels=labels_of(work.mask, classes) if labels else None,
         )
 
+    def suited(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the (Y, X) next to ``shape`` of frames that the engine is for.
+
+        That is ``shape``, unless the engine takes one input shape only, and frames of ``shape``
+        would be mirrored out to it or cannot be cut into tiles of it.
+        """
+        taken = self._opened.engine.input_shape
+        if taken is None:
+            return shape
+        manifest = self._manifest
+        halo = halo_of(manifest.halo_px if manifest.exact_tiling else None, manifest.margin_px)
+        return shape_for_engine(shape, manifest.stride or 1, halo, taken, manifest.margin_px)
+
     def _layout(self, shape: tuple[int, int]) -> Layout:
-        if shape not in self._layouts:
-            manifest = self._manifest
-            halo = manifest.halo_px if manifest.exact_tiling else None
-            found = layout_for(
-                shape,
-                manifest.stride or 1,
-                halo,
-                self._opened,
-                self._settings,
-                manifest.margin_px,
+        with self._laying_out:
+            if shape not in self._layouts:
+                self._layouts[shape] = self._laid_out(shape)
+            return self._layouts[shape]
+
+    def _laid_out(self, shape: tuple[int, int]) -> Layout:
+        manifest = self._manifest
+        halo = manifest.halo_px if manifest.exact_tiling else None
+        found = layout_for(
+            shape,
+            manifest.stride or 1,
+            halo,
+            self._opened,
+            self._settings,
+            manifest.margin_px,
+        )
+        blended = halo is None and found.grid.count > 1
+        log.info(
+            "frames laid out",
+            shape=shape,
+            tiles=(found.grid.y.count, found.grid.x.count),
+            tile_px=found.grid.tile_shape,
+            streams=found.streams,
+            batch=found.batch,
+            blended=blended,
+        )
+        if blended:
+            log.warning(
+                "tiles are blended and differ from the whole frame",
+                model=manifest.name,
+                why="no finite halo is exact for this network",
+                remedy="raise memory_gib until the whole frame fits",
             )
-            blended = halo is None and found.grid.count > 1
-            log.info(
-                "frames laid out",
-                shape=shape,
-                tiles=(found.grid.y.count, found.grid.x.count),
-                tile_px=found.grid.tile_shape,
-                streams=found.streams,
-                batch=found.batch,
-                blended=blended,
-            )
-            if blended:
-                log.warning(
-                    "tiles are blended and differ from the whole frame",
-                    model=manifest.name,
-                    why="no finite halo is exact for this network",
-                    remedy="raise memory_gib until the whole frame fits",
-                )
-            self._layouts[shape] = found
-        return self._layouts[shape]
+        return found
 
     def _room_for_probabilities(self, shape: tuple[int, int]) -> NDArray[np.float32]:
         return np.empty(shape if self._outputs == 1 else (self._outputs, *shape), np.float32)

@@ -11,6 +11,7 @@ import torch
 from segbatch.errors import ModelError, StorageError
 from segbatch.infer.engine.manifest import Normalisation
 from segbatch.learn.nets import Architecture, UNet
+from segbatch.wholefile import whole_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,12 +44,10 @@ def save_checkpoint(file: Path, net: UNet, card: Card) -> None:
     part = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"manifest": msgspec.to_builtins(card), "weights": net.state_dict()}, part)
-        part.replace(file)
+        with whole_file(part, file) as handle:
+            torch.save({"manifest": msgspec.to_builtins(card), "weights": net.state_dict()}, handle)
     except (OSError, RuntimeError) as error:
         raise StorageError(f"{file}: {error}", "a file that can be written") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_checkpoint(file: Path) -> tuple[UNet, Card]:

@@ -15,8 +15,6 @@ import pytest
 from click.testing import CliRunner
 
 from segbatch.cli import main
-from segbatch.infer.engine.artifact import artifacts_beside, load_artifact
-from segbatch.infer.engine.manifest import load_model
 from segbatch.infer.engine.models import open_model
 from segbatch.learn.export.workplace import put_in_place, workplace
 from tests.infer.conftest import MakeModel
@@ -111,88 +109,6 @@ def test_what_ended_before_it_held_its_folder_is_removed(tmp_path: Path) -> None
     (tmp_path / ".export-abcdefgh").mkdir()
     with workplace(tmp_path) as mine:
         assert hidden(tmp_path) == [mine]
-
-
-WRITE = """
-import os, signal, sys
-from pathlib import Path
-from segbatch.infer.engine.artifact import Likeness, Verdict
-from segbatch.infer.engine.choice import Choice
-from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.probe import Probe
-from segbatch.learn.export.candidates import Made, Offer
-from segbatch.learn.export.exporting import Entry, Result
-from segbatch.learn.export.frames import Material
-from segbatch.learn.export.workplace import workplace
-from segbatch.learn.export.writing import write
-
-source, folder, content, last = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-renamed = 0
-def hook(event, arguments):
-    global renamed
-    if event == "os.rename":
-        renamed += 1
-        if renamed == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-model = open_model(source)
-with workplace(folder) as made_in:
-    file = made_in / "net.onnxruntime-int8.onnx"
-    file.write_text(content)
-    made = Made(Choice("onnxruntime", "int8", file, "", Probe("", ["1"]), "new"), b"")
-    alike = Likeness(frames="", count=1, max_probability_difference=0.0,
-                     mean_probability_difference=0.0, mask_agreement=1.0, iou=1.0)
-    verdict = Verdict(passed=True, tolerance=0.999, least_iou=0.98, reference="", likeness=[alike])
-    entry = Entry(("onnxruntime", "int8"), "new", made, verdict, ms=1.0)
-    material = Material((96, 128), (1, 1, 96, 128), [], [])
-    result = Result(model, material, [entry], Offer([], {}))
-    write(result, entry, made, folder, made_in, "")
-print(renamed)
-"""
-
-
-def write_killed(
-    model: Path, folder: Path, content: str, at: int
-) -> subprocess.CompletedProcess[str]:
-    """Write an engine in a process that kills itself instead of the ``at``-th move."""
-    return subprocess.run(
-        [sys.executable, "-c", WRITE, str(model), str(folder), content, str(at)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@posix
-@pytest.mark.parametrize("again", [False, True])
-def test_whatever_can_be_read_is_whole(again: bool, make_model: MakeModel, tmp_path: Path) -> None:
-    """Killed at any move, a manifest that is there names files that are there, of its hashes."""
-    model = open_model(make_model().file)
-    source, folder = model.file.with_suffix(".json"), tmp_path / "made"
-    if again:
-        assert write_killed(source, folder, "old", 0).returncode == 0
-    codes = []
-    for at in range(1, 10):
-        done = write_killed(source, folder, "new", at)
-        codes.append(done.returncode)
-        for manifest in artifacts_beside(folder / "net.json"):
-            assert load_artifact(manifest).file.read_text() in ("old", "new")
-            load_model(folder / "net.json")
-        if (folder / "net.json").exists():
-            assert load_model(folder / "net.json").file.exists()
-        if done.returncode == 0:
-            break
-    found = load_artifact(folder / "net.onnxruntime-int8.engine.json")
-
-    assert codes[0] == -signal.SIGKILL
-    assert codes[-1] == 0, done.stderr
-    assert found.file.read_text() == "new"
-    assert names(folder) == {
-        "net.json",
-        "net.onnx",
-        "net.onnxruntime-int8.onnx",
-        "net.onnxruntime-int8.engine.json",
-    }
 
 
 def test_where_one_file_cannot_be_moved_all_is_as_it_was(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from segbatch.infer.engine.artifact import (
     EngineManifest,
     Hardware,
     Likeness,
+    Shape,
     Verdict,
     own_folder,
     write_artifact,
@@ -109,6 +110,34 @@ def test_an_engine_made_beforehand_is_tested_too(own_cache: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "passed" in row
     assert "processor: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "frame_shape"),
+    [
+        ((1, 1, 1080, 1440), [1080, 1440]),
+        ((3, 1, 512, 320), [1080, 1440]),  # cut into tiles
+        ((1, 1, 96, 128), [96, 1440]),  # no tiles of 96 px: their halos meet
+        ((1, 1, 1200, 2048), [1200, 2048]),  # larger
+    ],
+)
+def test_engines_of_any_shape_are_tested(
+    input_shape: Shape, frame_shape: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine of one input shape is given the golden frame, or as much of it as it is for."""
+    leave(own_folder("beads", open_model("").manifest.sha256), input_shape=input_shape)
+    monkeypatch.setattr(selftest, "KINDS", (selftest.KINDS[0], ("openvino", "int8")))
+    line = run("selftest")["engines"][1]
+    done = CliRunner().invoke(main, ["selftest"])
+
+    assert line["outcome"] == "passed"
+    assert line["likeness"]["mask_agreement"] > 0.9999
+    assert line["likeness"]["iou"] > 0.999
+    assert line["iou_with_truth"] > 0.9
+    assert line["frames_per_s"] > 0
+    assert line["frame_shape"] == frame_shape
+    told = f"on {frame_shape[0]} x {frame_shape[1]} px of the golden frame"
+    assert (told in done.stdout) == (frame_shape != [1080, 1440])
 
 
 def test_figures_that_are_off_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ import msgspec
 from msgspec import Meta
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.cache import cache_folder, replace
+from segbatch.infer.engine.cache import cache_folder
 from segbatch.infer.engine.digest import sha256_of
+from segbatch.wholefile import write_whole
 
 SCHEMA: Final = "segbatch.engine/1"
 SUFFIX: Final = ".engine.json"
@@ -207,8 +208,20 @@ def load_artifact(manifest_file: Path) -> Artifact:
     EngineError
         It cannot be read, is no such manifest, or the file is not the one it was written for.
     """
-    rebuild = rebuild_command(manifest_file)
     manifest = read_manifest(manifest_file)
+    while True:
+        try:
+            return _verified(manifest, manifest_file)
+        except EngineError:
+            # An export that puts another in its place removes the file that this one named.
+            before, manifest = manifest, read_manifest(manifest_file)
+            if manifest == before:
+                raise
+
+
+def _verified(manifest: EngineManifest, manifest_file: Path) -> Artifact:
+    """Verify the file that a manifest names."""
+    rebuild = rebuild_command(manifest_file)
     if Path(manifest.file).name != manifest.file or "\0" in manifest.file:
         raise EngineError(
             f"engine manifest {manifest_file}: file = {manifest.file!r}",
@@ -230,4 +243,4 @@ def load_artifact(manifest_file: Path) -> Artifact:
 def write_artifact(manifest: EngineManifest, manifest_file: Path) -> None:
     """Write an engine's manifest for people, whole or not at all: indented, fields in order."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    replace(manifest_file, text + b"\n")
+    write_whole(manifest_file, text + b"\n")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from segbatch.log import get_logger
+from segbatch.wholefile import write_whole
 
 T = TypeVar("T")
 
@@ -48,27 +48,8 @@ def keep(name: str, value: object) -> None:
     """Keep ``value`` under ``name`` where the folder can be written."""
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
-        replace(cache_folder() / name, msgspec.json.encode(value))
+        write_whole(cache_folder() / name, msgspec.json.encode(value))
     except OSError as error:
         get_logger(__name__).debug(
             "cache not written", folder=str(cache_folder()), error=str(error)
         )
-
-
-def replace(file: Path, content: bytes) -> None:
-    """Write ``file`` whole or not at all.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written.
-    """
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise

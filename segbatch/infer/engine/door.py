@@ -122,10 +122,12 @@ def open_chosen(chosen: Choice, threads: int, memory_bytes: float = float("inf")
     EngineError
         It cannot be opened.
     """
+    opened: Engine
+    shape = chosen.artifact.manifest.input_shape if chosen.artifact is not None else None
     if chosen.engine == "openvino":
         from segbatch.infer.engine.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(
+        opened = OpenVinoEngine(
             chosen.file,
             chosen.precision,
             threads,
@@ -133,16 +135,25 @@ def open_chosen(chosen: Choice, threads: int, memory_bytes: float = float("inf")
             chosen.trial.bytes_per_px,
             cached=True,
             sha256=chosen.sha256,
+            input_shape=shape,
         )
+        return opened
     if chosen.engine == "onnxruntime":
         from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(chosen.file, threads, chosen.precision, sha256=chosen.sha256)
+        opened = OnnxRuntimeEngine(
+            chosen.file,
+            threads,
+            chosen.precision,
+            sha256=chosen.sha256,
+            input_shape=shape,
+        )
+        return opened
     if chosen.artifact is None:
         raise EngineError(
             f"{chosen.engine} without an engine that was built", "one beside the model", REMEDY
         )
     from segbatch.infer.engine.tensorrt.runtime import TensorRtEngine
 
-    opened: Engine = TensorRtEngine(chosen.artifact)
+    opened = TensorRtEngine(chosen.artifact)
     return opened

@@ -17,8 +17,9 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from segbatch.infer.engine.cache import cache_folder, replace
+from segbatch.infer.engine.cache import cache_folder
 from segbatch.log import get_logger
+from segbatch.wholefile import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,8 +89,8 @@ def write_kept(file: Path, content: bytes) -> None:
         if len(content) > MOST_BYTES:
             log.debug("cache not written", file=str(file), bytes=len(content))
             return
-        replace(file, _hash(file, content) + content)
-        file.chmod(FILE_MODE)
+        # The hash tells a file that a power cut left without its bytes; it may be a large one.
+        write_whole(file, _hash(file, content) + content, mode=FILE_MODE, sync=False)
         _drop_oldest(file)
     except OSError as error:
         log.debug("cache not written", file=str(file), why=str(error))

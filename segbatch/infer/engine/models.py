@@ -8,11 +8,12 @@ import msgspec
 
 from segbatch.errors import ModelError, UsageError
 from segbatch.infer.engine.adopt import adopt
-from segbatch.infer.engine.cache import keep, recall, replace
+from segbatch.infer.engine.cache import keep, recall
 from segbatch.infer.engine.halo import Tiling, measure_tiling
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Model, load_model
 from segbatch.log import get_logger
+from segbatch.wholefile import write_whole
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "beads.json"
 # Kind of source that says nothing of its architecture.
@@ -98,7 +99,7 @@ def _complete(manifest_file: Path, model: Model) -> Model:
         exact_tiling=found.exact if manifest.exact_tiling is None else manifest.exact_tiling,
     )
     try:
-        replace(manifest_file, msgspec.json.format(msgspec.json.encode(full), indent=2) + b"\n")
+        write_whole(manifest_file, msgspec.json.format(msgspec.json.encode(full), indent=2) + b"\n")
     except OSError:
         keep(name, found)
     return Model(full, model.file)

@@ -36,6 +36,8 @@ class OnnxRuntimeEngine:
     sha256
         Of the network that is meant, verified on the bytes that are loaded; empty where nobody
         knows.
+    input_shape
+        The one (N, C, Y, X) that it was made for; None where any will do.
 
     Raises
     ------
@@ -44,10 +46,15 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
-    input_shape: Shape | None = None
 
     def __init__(
-        self, network: Path, threads: int, precision: str = "fp32", *, sha256: str = ""
+        self,
+        network: Path,
+        threads: int,
+        precision: str = "fp32",
+        *,
+        sha256: str = "",
+        input_shape: Shape | None = None,
     ) -> None:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as states
@@ -63,6 +70,7 @@ class OnnxRuntimeEngine:
         )
         self.version = version("onnxruntime")
         self.precision = precision
+        self.input_shape = input_shape
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

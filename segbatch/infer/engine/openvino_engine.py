@@ -78,6 +78,8 @@ class OpenVinoEngine:
     sha256
         Of the network that is meant, verified on the bytes that are loaded; empty where nobody
         knows.
+    input_shape
+        The one (N, C, Y, X) that it was made for; None where any will do.
 
     Raises
     ------
@@ -86,7 +88,6 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
-    input_shape: Shape | None = None
 
     def __init__(
         self,
@@ -98,10 +99,12 @@ class OpenVinoEngine:
         *,
         cached: bool = False,
         sha256: str = "",
+        input_shape: Shape | None = None,
     ) -> None:
         self._openvino = load_openvino()
         self.version = str(self._openvino.get_version())
         self.precision = precision
+        self.input_shape = input_shape
         self._threads = threads
         self._memory_bytes = memory_bytes
         self._bytes_per_px = bytes_per_px

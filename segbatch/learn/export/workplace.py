@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from segbatch.errors import StorageError
 from segbatch.filelock import try_lock
+from segbatch.wholefile import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +99,8 @@ def put_in_place(moves: list[tuple[Path, Path]]) -> None:
     Parameters
     ----------
     moves
-        From where to where, on one file system; only the last may take the place of another.
+        From where to where, on one file system; only the last may take the place of one that is
+        whole. Of it there is the old or the new one, whenever the process ends.
 
     Raises
     ------
@@ -106,9 +108,11 @@ def put_in_place(moves: list[tuple[Path, Path]]) -> None:
         One cannot be moved; all is as it was.
     """
     done: list[tuple[Path, Path]] = []
-    with signals_held(), _alone_in(moves[-1][1].parent if moves else None):
+    with signals_held():
         try:
             for made, place in moves:
+                if (made, place) == moves[-1]:
+                    sync_folder(place.parent)  # what it names has to outlive a power cut with it
                 made.replace(place)
                 done.append((made, place))
         except OSError:
@@ -119,9 +123,9 @@ def put_in_place(moves: list[tuple[Path, Path]]) -> None:
 
 
 @contextmanager
-def _alone_in(folder: Path | None) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Let other exports that move files into a folder wait, where the system locks folders."""
-    if folder is None or sys.platform == "win32":
+    if sys.platform == "win32":
         yield
         return
     import fcntl

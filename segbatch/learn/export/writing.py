@@ -1,25 +1,38 @@
-"""Leaves an engine, its manifest and its model in one folder, all of them or none."""
+"""Leaves an engine, its manifest and its model in one folder, all of them or none.
+
+An engine's file has part of its hash in its name, so that a new one never takes the place of an
+old one: there is the old set until the one rename of the manifest, and the new set from then on.
+Files that no manifest names any more are removed afterwards, or by the next export.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import re
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from segbatch import __version__
-from segbatch.errors import UsageError
+from segbatch.errors import EngineError, UsageError
 from segbatch.infer.engine.artifact import (
+    SUFFIX,
     EngineManifest,
+    Flavour,
     Hardware,
+    Precision,
     Speed,
+    kind_of,
     manifest_path,
+    read_manifest,
 )
 from segbatch.infer.engine.machine import processor_id
 from segbatch.infer.engine.manifest import load_model
-from segbatch.learn.export.workplace import put_in_place, write_staged
+from segbatch.learn.export.workplace import alone_in, put_in_place, signals_held, write_staged
+from segbatch.wholefile import sync_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +43,8 @@ if TYPE_CHECKING:
 
 
 SOURCE = "onnxruntime fp32"
+# Of a file's hash in its name.
+CHARACTERS = 12
 
 
 def write(
@@ -38,7 +53,8 @@ def write(
     """Write the engine that was chosen into ``folder``; return its manifest's path.
 
     All is written in ``workplace``, below it, and then moved: the engine after its model, and the
-    manifest last, since without it nothing was made.
+    manifest last, since without it nothing was made. Ended at any moment, ``folder`` holds what
+    it held or what is new.
 
     Raises
     ------
@@ -50,14 +66,11 @@ def write(
     model = result.model
     choice = made.choice
     content = choice.file.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    kind = "-".join(best.kind)
     file = manifest_path(folder / f"{model.file.stem}.json", *best.kind)
-    staged = _room(workplace)
-    moves = _staged_model(model, folder, staged)
-    if choice.file != model.file:
-        # Between an engine of old and its new file there is none, rather than a broken one.
-        engine = folder / choice.file.name
-        moves += [(old, staged / f"{old.name}.old") for old in (file, engine) if old.exists()]
-        moves.append(_staged(staged, engine, content))
+    own = choice.file != model.file
+    name = f"{model.file.stem}.{kind}.{sha256[:CHARACTERS]}{choice.file.suffix}"
     others = {
         " ".join(each.kind): each.ms
         for each in result.entries
@@ -74,6 +87,7 @@ def write(
     )
     frames = {"frames": result.material.source} if result.material.source else {}
     given: dict[str, Any] = {
+        "file": name if own else choice.file.name,
         "parity": best.verdict,
         "speed": speed,
         "command": command,
@@ -86,8 +100,7 @@ def write(
     else:
         manifest = EngineManifest(
             model=model.manifest.name,
-            file=choice.file.name,
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=sha256,
             source_sha256=model.manifest.sha256,
             engine=best.kind[0],  # type: ignore[arg-type]
             version=_version(best.kind[0]),
@@ -100,9 +113,43 @@ def write(
             software=f"segbatch {__version__}",
             **given,
         )
-    moves.append(_staged(staged, file, _for_people(manifest)))
-    put_in_place(moves)
+    staged = _room(workplace)
+    with alone_in(folder), signals_held():
+        moves = _staged_model(model, folder, staged)
+        engine = folder / name
+        if own and not (engine.is_file() and engine.read_bytes() == content):
+            moves.append(_staged(staged, engine, content))
+        put_in_place([*moves, _staged(staged, file, _for_people(manifest))])
+        with suppress(OSError):  # else what was replaced stays for the next export
+            sync_folder(folder)
+            _remove_left_behind(folder, model.file.stem, kind)
     return file
+
+
+def _remove_left_behind(folder: Path, stem: str, written: str) -> None:
+    """Remove engines of a model that no manifest names: replaced ones, and those without one yet.
+
+    Of the kind that was ``written`` also those of names without a hash, as they once were.
+    """
+    named, unknown = set(), set()
+    for manifest in folder.glob(f"*{SUFFIX}"):
+        try:
+            named.add(read_manifest(manifest).file)
+        except EngineError:
+            unknown.add("-".join(kind_of(manifest)))
+    kinds = "|".join(f"{e}-{p}" for e in get_args(Flavour) for p in get_args(Precision))
+    engine = re.compile(
+        rf"{re.escape(stem)}\.(?P<kind>{kinds})"
+        rf"(?P<hash>\.[0-9a-f]{{{CHARACTERS}}})?\.(onnx|engine)"
+    )
+    for file in folder.iterdir():
+        found = engine.fullmatch(file.name)
+        if found is None or file.name in named or found["kind"] in unknown:
+            continue
+        if not found["hash"] and (found["kind"] != written or file.with_suffix(".json").exists()):
+            continue  # another model's network may be of such a name
+        with suppress(OSError):  # open, where the system keeps open files: the next export's
+            file.unlink()
 
 
 def copy_model(model: Model, folder: Path, workplace: Path) -> None:
@@ -115,7 +162,8 @@ def copy_model(model: Model, folder: Path, workplace: Path) -> None:
     OSError
         It cannot be written; all is as it was.
     """
-    put_in_place(_staged_model(model, folder, _room(workplace)))
+    with alone_in(folder):
+        put_in_place(_staged_model(model, folder, _room(workplace)))
 
 
 def _staged_model(model: Model, folder: Path, staged: Path) -> list[tuple[Path, Path]]:

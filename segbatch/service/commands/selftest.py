@@ -68,6 +68,9 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One engine and precision; ``why`` says why it is not offered, or what failed.
 
+    ``frame_shape`` is that of the frame that it was given: of an engine that is for other frames
+    than the golden one, part of it, or it repeated.
+
     Not offered is what was not made, is not installed, or what this processor does not compute
     in; what was made for this user and is refused has failed.
     """
@@ -79,6 +82,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     likeness: Likeness | None = None
     iou_with_truth: float | None = None
     frames_per_s: float | None = None
+    frame_shape: tuple[int, int] | None = None
     why: str = ""
 
 
@@ -169,6 +173,7 @@ def _reference(
         version=version,
         iou_with_truth=here.iou_with_truth,
         frames_per_s=speed,
+        frame_shape=(frame.shape[0], frame.shape[1]),
         why="; ".join(off),
     )
     return answer, [line]
@@ -195,6 +200,10 @@ def _line(
         return Line(**given, outcome=outcome, why=f"{error.got}{remedy}")
     try:
         with segmenter:
+            shape = segmenter.suited(golden_shape := (frame.shape[0], frame.shape[1]))
+            if shape != golden_shape:
+                frame, truth = _cut_or_repeated(frame, shape), _cut_or_repeated(truth, shape)
+                reference = _of_reference(model, frame)
             found = segmenter.segment(frame, BIT_DEPTH, probabilities=True)
             mask = segmenter.segment(frame, BIT_DEPTH).mask
             speed = _frames_per_s(segmenter, frame)
@@ -210,8 +219,22 @@ def _line(
         likeness=alike,
         iou_with_truth=_iou(mask, truth),
         frames_per_s=speed,
+        frame_shape=shape,
         why="" if verdict.passed else "its masks are not the reference's",
     )
+
+
+def _cut_or_repeated(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Return the golden frame's upper left part, or the frame repeated, for a shape."""
+    times = [-(-wanted // there) for wanted, there in zip(shape, image.shape, strict=True)]
+    return np.ascontiguousarray(np.tile(image, times)[: shape[0], : shape[1]])
+
+
+def _of_reference(model: Model, frame: NDArray[np.uint16]) -> Answer:
+    """Return what the reference engine says of another frame than the golden one."""
+    with _open(model, KINDS[0]) as segmenter:
+        found = segmenter.segment(frame, BIT_DEPTH, probabilities=True)
+    return Answer(found.mask, found.probabilities)
 
 
 def _made(model: Model, kind: tuple[str, str]) -> list[Path]:
@@ -279,6 +302,13 @@ def _print(told: dict[str, Any], lines: list[Line]) -> None:
             reasons.setdefault((line.engine, line.why), []).append(line.precision)
     for (engine, why), precisions in reasons.items():
         click.echo(f"{engine} {', '.join(precisions)}: {why}")
+    for line in lines:
+        if line.frame_shape is not None and line.frame_shape != lines[0].frame_shape:
+            y, x = line.frame_shape
+            click.echo(
+                f"{line.engine} {line.precision}: on {y} x {x} px of the golden frame (repeated "
+                "where that is more), which its engine is for; frames/s are of these"
+            )
 
 
 def _cells(line: Line) -> list[str]:

@@ -12,6 +12,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
+from segbatch import wholefile
 from segbatch.errors import StorageError
 
 PARTIAL_SUFFIX = ".segbatch-part"
@@ -33,13 +34,8 @@ _live_guard = threading.Lock()
 
 def storage_error(error: OSError, path: Path) -> StorageError:
     """Say what the operating system said of ``path``, and what can be done."""
-    what = error.strerror or str(error)
-    code = error.errno or 0
-    return StorageError(
-        f"cannot write {path}: {what}",
-        "a folder that can be written and has room",
-        _REMEDY.get(code, f"check the drive and the share; {_AGAIN}"),
-    )
+    remedy = _REMEDY.get(error.errno or 0, f"check the drive and the share; {_AGAIN}")
+    return wholefile.storage_error(error, path, "a folder that can be written and has room", remedy)
 
 
 def partial_path(final: Path) -> Path:
@@ -67,17 +63,10 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
     with _live_guard:
         _live.add(temporary)
     try:
-        with temporary.open("w+b") as handle:
+        with wholefile.whole_file(temporary, final) as handle:
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(final)
     except OSError as error:
-        _remove_quietly(temporary)
         raise storage_error(error, final) from error
-    except BaseException:
-        _remove_quietly(temporary)
-        raise
     finally:
         with _live_guard:
             _live.discard(temporary)
@@ -98,17 +87,10 @@ def append_whole(handle: RawIOBase, content: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the renames in ``folder`` survive a power cut, where the platform can."""
-    if os.name == "nt":  # NTFS journals renames, and folders cannot be opened
-        return
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        wholefile.sync_folder(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # shares that cannot sync a folder
-            raise storage_error(error, folder) from error
+        raise storage_error(error, folder) from error
 
 
 def remove(path: Path) -> None:

@@ -28,7 +28,6 @@ from segbatch.infer.engine.artifact import (
     Precision,
     write_artifact,
 )
-from segbatch.infer.engine.cache import replace
 from segbatch.infer.engine.kept import kept_file, read_kept, write_kept
 from segbatch.infer.engine.tensorrt.driver import (
     Gpu,
@@ -39,6 +38,7 @@ from segbatch.infer.engine.tensorrt.driver import (
 from segbatch.infer.engine.tensorrt.flavour import load, logger, said
 from segbatch.infer.engine.tensorrt.progress import listener
 from segbatch.log import get_logger
+from segbatch.wholefile import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ def build(
     )
     artifact = Artifact(manifest, folder / f"{name}{SUFFIX}", folder / manifest.file)
     try:
-        replace(artifact.file, blob)
+        write_whole(artifact.file, blob)
         write_artifact(manifest, artifact.manifest_file)
     except OSError as error:
         raise StorageError(f"{artifact.file}: {error.strerror}", "a folder to write to") from error
