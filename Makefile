@@ -10,6 +10,8 @@ ARGS :=
 AT_ONCE := 3
 COMPUTING := tests/house tests/infer tests/learn tests/quality
 WAITING := tests/acquire tests/service
+# To collect the others in every process takes longer than many of these do.
+LEARNING = $(sort $(shell grep -rl --include='test_*.py' pytest.mark.learn tests))
 # ARGS may choose tests of the one kind and none of the other, which pytest calls 5.
 NONE = $(if $(ARGS),[ $$? -eq 5 ],false)
 
@@ -40,8 +42,10 @@ test: dev ## Run the tests, without those that take minutes
 test-slow: dev ## Run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
+# Threads of torch wait by spinning: beside each other they take three times the processor time.
 test-learn: learn ## Run the tests that need torch
-	$(LEARN)/pytest -m learn -n $(AT_ONCE) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(LEARN)/pytest -m learn -n $(AT_ONCE) --dist worksteal \
+		$(if $(findstring tests/,$(ARGS)),,$(LEARNING)) $(ARGS)
 
 lint: dev ## Check style, format and the direction of imports
 	$(BIN)/ruff check

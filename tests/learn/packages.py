@@ -14,14 +14,16 @@ import yaml
 from numpy.typing import NDArray
 from torch import nn
 
+from segbatch.infer.engine.manifest import Manifest, load_model
+from segbatch.learn.intake import load_network
+from segbatch.learn.intake.facts import Wishes
 from segbatch.learn.intake.forms.export import module_to_onnx
 from segbatch.learn.nets import Architecture, build
 
+Array = NDArray[np.float64]
 Steps = list[tuple[str, dict[str, Any]]]
-
-
-# Exporting takes seconds.
-EXPORTED: dict[nn.Module, bytes] = {}
+ZSCORE_04 = ("zero_mean_unit_variance", {"mode": "per_sample", "axes": "yx"})
+SIGMOID: Steps = [("sigmoid", {})]
 
 
 @cache
@@ -29,6 +31,12 @@ def network(channels: int = 1, outputs: int = 1, seed: int = 0) -> nn.Module:
     """Return a small U-Net of random weights."""
     shape = Architecture(in_channels=channels, classes=outputs, base=4, depth=1, convolutions=1)
     return build(shape, seed).eval()
+
+
+@cache
+def exported(net: nn.Module) -> bytes:
+    """Return a network as ONNX; to export it takes seconds."""
+    return module_to_onnx(net, "package").SerializeToString()  # type: ignore[no-any-return]
 
 
 def counts(channels: int = 1, side: int = 32) -> NDArray[np.float32]:
@@ -41,6 +49,16 @@ def run(net: nn.Module, image: NDArray[Any]) -> NDArray[np.float32]:
     """Run a module on an array."""
     with torch.inference_mode():
         return np.asarray(net(torch.from_numpy(np.asarray(image, np.float32))).numpy())
+
+
+def sigmoid(x: Any) -> Any:
+    """Return the probability of a logit."""
+    return 1.0 / (1.0 + np.exp(-np.asarray(x, np.float64)))
+
+
+def zscore(x: Array) -> Array:
+    """Return a frame in standard deviations from its mean."""
+    return (x - x.mean()) / (x.std() + 1e-6)
 
 
 class Package:
@@ -105,9 +123,7 @@ class Package:
     def _weights(self, kind: str, net: nn.Module, image: NDArray[Any]) -> dict[str, Any]:
         file = self.folder / f"weights.{kind}"
         if kind == "onnx":
-            if net not in EXPORTED:
-                EXPORTED[net] = module_to_onnx(net, "package").SerializeToString()
-            file.write_bytes(EXPORTED[net])
+            file.write_bytes(exported(net))
         elif kind == "torchscript":
             torch.jit.trace(net, torch.from_numpy(image)).save(file)
         else:
@@ -144,3 +160,16 @@ class Package:
             "inputs": [tensor("raw", "test_input.npy", before, "preprocessing", inputs)],
             "outputs": [tensor("mask", "test_output.npy", after, "postprocessing", outputs)],
         }
+
+
+def plain(folder: Path, version: str = "0.5.4", **more: Any) -> Package:
+    """Return a package of one class, normalised by its own statistics."""
+    net, image = network(), counts()
+    before: Steps = [ZSCORE_04 if version < "0.5" else ("zero_mean_unit_variance", {})]
+    answer = sigmoid(run(net, zscore(image.astype(np.float64))))
+    return Package(folder, version, net, before, SIGMOID, image, answer, **more)
+
+
+def taken(source: Path, folder: Path, **wishes: Any) -> Manifest:
+    """Take a package in and return its manifest."""
+    return load_model(load_network(source, folder, wishes=Wishes(**wishes))).manifest

@@ -18,9 +18,8 @@ from segbatch.errors import ModelError
 from segbatch.infer.engine import adopt, cache
 from segbatch.infer.engine.manifest import load_model
 from segbatch.infer.engine.models import open_model
-from segbatch.learn.intake.forms.export import module_to_onnx
 from tests.infer.networks import draw_unet
-from tests.learn.packages import Package, counts, network, run
+from tests.learn.packages import Package, counts, exported, network, run
 
 pytestmark = [pytest.mark.learn, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -203,7 +202,7 @@ def test_every_file_of_a_package_counts(form: str, changed: str, tmp_path: Path)
     if changed.endswith(".npy"):
         np.save(file, np.load(file) * 0 + 0.5)
     else:
-        file.write_bytes(module_to_onnx(network(seed=1), "other").SerializeToString())
+        file.write_bytes(exported(network(seed=1)))
     with pytest.raises(ModelError, match="not reproduced"):
         open_model(source())
     file.write_bytes(whole)

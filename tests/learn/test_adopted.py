@@ -107,30 +107,41 @@ def test_half_a_model_is_not_used(tmp_path: Path) -> None:
         assert opened.file != network
 
 
-@needs_mount
-@pytest.mark.parametrize("lacking_kib", [12, 176, 412, 472])
-def test_a_full_disk_is_told_with_its_folder_and_a_way_out(
-    lacking_kib: int, tmp_path: Path
-) -> None:
-    """On a full disk intake ends with 4, names the folder, and works once there is room."""
-    draw_unet(tmp_path / "net.onnx", depth=2, base=16)
-    (tmp_path / "disk").mkdir()
-    # The room is what the whole takes on this kernel, less what is to lack of it.
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Return a network, and what it takes on a disk of this kernel once taken in, in KiB."""
+    folder = tmp_path_factory.mktemp("large")
+    draw_unet(folder / "net.onnx", depth=2, base=16)
+    (folder / "disk").mkdir()
     script = f"""
         mount -t tmpfs -o size=8M tmpfs "$2"
         export XDG_CACHE_HOME="$2"
-        {sys.executable} -m segbatch export-engine "$1" --dry-run >"$2.told" 2>&1
-        whole_kib=$(df --output=used -k "$2" | tail -1)
-        umount "$2"
-        mount -t tmpfs -o size=$(( whole_kib > {lacking_kib} ? whole_kib - {lacking_kib} : 4 ))k \
-            tmpfs "$2"
+        {sys.executable} -m segbatch export-engine "$1" --dry-run >&2
+        df --output=used -k "$2" | tail -1
+    """
+    done = in_mount(script, folder / "net.onnx", folder / "disk")
+    assert done.returncode == 0, done.stderr
+    return folder / "net.onnx", int(done.stdout)
+
+
+@needs_mount
+@pytest.mark.parametrize("lacking_kib", [12, 176, 412, 472])
+def test_a_full_disk_is_told_with_its_folder_and_a_way_out(
+    lacking_kib: int, large: tuple[Path, int], tmp_path: Path
+) -> None:
+    """On a full disk intake ends with 4, names the folder, and works once there is room."""
+    network, whole_kib = large
+    (tmp_path / "disk").mkdir()
+    script = f"""
+        mount -t tmpfs -o size={max(whole_kib - lacking_kib, 4)}k tmpfs "$2"
+        export XDG_CACHE_HOME="$2"
         set +e
         {sys.executable} -m segbatch export-engine "$1" --dry-run; echo "first=$?"
         find "$2" -name '*.onnx' -o -name '{adopted.BEING_MADE}*'
         mount -o remount,size=8M "$2"
         {sys.executable} -m segbatch export-engine "$1" --dry-run; echo "second=$?"
     """
-    done = in_mount(script, tmp_path / "net.onnx", tmp_path / "disk")
+    done = in_mount(script, network, tmp_path / "disk")
     after_first = done.stdout.partition("second=")[0]
 
     assert "first=4" in done.stdout, done.stdout + done.stderr
