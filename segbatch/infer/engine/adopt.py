@@ -213,7 +213,12 @@ def _run(source: Path, folder: Path, arch: str) -> Path:
             text=True,
             timeout=TIMEOUT_S,
             check=False,
-            env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},
+            env={
+                # Its threads would wait by spinning, beside whatever else computes here.
+                "OMP_WAIT_POLICY": "PASSIVE",
+                **os.environ,
+                **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)),
+            },
         )
     except subprocess.TimeoutExpired as error:
         raise ModelError(
