@@ -19,7 +19,8 @@ from segbatch.acquire.camera.door import open_camera
 from segbatch.acquire.camera.errors import CameraBusyError, CameraError, CameraSilentError
 from segbatch.acquire.camera.properties import apply
 from segbatch.acquire.camera.run import Run
-from segbatch.acquire.camera.session import CameraSession, CameraStatus
+from segbatch.acquire.camera.session import CameraSession
+from segbatch.acquire.camera.status import CameraStatus
 from segbatch.acquire.find import find_raw_files
 from segbatch.errors import SettingsError
 from tests.acquire.cameras import (

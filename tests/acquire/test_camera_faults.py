@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,10 +184,17 @@ def test_a_sequence_that_starts_too_late_is_stopped() -> None:
     settings = camera_settings()
     camera = open_camera(settings)
     api = camera.core.api
+    asleep = threading.Event()
+
+    def sleep() -> None:
+        asleep.set()
+        api.sleep(2000)
+
     asking = threading.Thread(
-        target=camera.calls.ask, args=("sleeping", partial(api.sleep, 2000)), kwargs={"extra_s": 9}
+        target=camera.calls.ask, args=("sleeping", sleep), kwargs={"extra_s": 9}
     )
     asking.start()
+    assert asleep.wait(60)
     camera.calls.timeout_s = 0.5
     with pytest.raises(CameraSilentError, match="starting the sequence"):
         camera.start(10)

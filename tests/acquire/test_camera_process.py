@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from segbatch.acquire.camera.apart import CameraProcess
+from segbatch.acquire.camera.apart import CHILD, CameraProcess
+from segbatch.acquire.camera.child import Begin, Word
 from segbatch.acquire.camera.record import RECORD_NAME, CameraRecord
-from segbatch.acquire.camera.session import CameraStatus
+from segbatch.acquire.camera.status import CameraStatus
 from segbatch.acquire.find import find_raw_files
 from tests.acquire.cameras import camera_settings, camera_threads, frames_in, is_gone, until
 
@@ -251,3 +254,31 @@ def test_a_change_of_the_room_reaches_the_process(tmp_path: Path) -> None:
     assert camera.stop(20)
     assert "MiB left" in (told.error or "")
     assert camera.min_free_gib == 0.0
+
+
+def test_a_line_that_is_none_is_logged_and_left_out(tmp_path: Path) -> None:
+    """What cannot be read is told with its beginning, and the lines behind it are followed."""
+    begin = Begin(camera_settings(frames=0, out=str(tmp_path)), 4827, 0.0, [])
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    child.stdin.write(msgspec.json.encode(begin) + b"\n")
+    child.stdin.write(b"no word of ours " + bytes(1000) + b"\n" + b'{"stop": "perhaps"}\n')
+    child.stdin.flush()
+    until(lambda: bool(find_raw_files(tmp_path)), "frames")
+    child.stdin.write(msgspec.json.encode(Word(stop=True)) + b"\n")
+    child.stdin.flush()  # and it is left open
+    assert child.stderr is not None
+    said = child.stderr.read().decode()
+    child.stdin.close()
+    child.stderr.close()
+
+    assert child.wait(60) == 0
+    assert said.count("a line from the service is left out") == 2
+    assert "no word of ours" in said
+    assert "perhaps" in said
+    assert [record.state for _, record in runs(tmp_path)] == ["stopped"]

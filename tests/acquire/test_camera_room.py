@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from segbatch.acquire.camera.record import RECORD_NAME
-from segbatch.acquire.camera.session import CameraSession, CameraStatus
+from segbatch.acquire.camera.session import CameraSession
+from segbatch.acquire.camera.status import CameraStatus
 from segbatch.acquire.find import find_raw_files
 from tests.acquire.cameras import DEVICE, SMALL, camera_settings, until
 

@@ -10,7 +10,8 @@ import pytest
 from segbatch.acquire.camera.calls import CoreCalls
 from segbatch.acquire.camera.door import open_camera
 from segbatch.acquire.camera.errors import CameraError, CameraSilentError
-from segbatch.acquire.camera.session import CameraSession, CameraStatus
+from segbatch.acquire.camera.session import CameraSession
+from segbatch.acquire.camera.status import CameraStatus
 from segbatch.acquire.find import find_raw_files
 from segbatch.errors import SettingsError
 from tests.acquire.cameras import camera_settings, camera_threads, opened, until

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,11 @@ import pytest
 
 from segbatch.acquire.camera.child import CAMERA_NICE
 from segbatch.acquire.camera.files import PARTIAL_SUFFIX
+from segbatch.acquire.camera.hold import hold_name
+from segbatch.acquire.camera.left import CUT_OFF
 from tests.acquire.cameras import camera_pids, is_gone, until
+from tests.acquire.test_camera_hanging_disk import hanging_disk
+from tests.service.runs import COMMAND
 from tests.service.serving import Service
 from tests.service.test_serve_camera import camera_records, image_numbers, write_settings
 
@@ -94,6 +101,34 @@ def test_the_service_is_killed_and_its_camera_ends(watched: Path) -> None:
     assert not list(folder.glob(f".*{PARTIAL_SUFFIX}"))
 
 
+def test_both_are_killed_and_the_next_start_settles_the_run(watched: Path) -> None:
+    """What both left when they were killed at once is failed before the next run begins."""
+    with serve(watched) as service:
+        _, pid = acquires(service)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # neither has time to see the other's end
+            for each in (service.process.pid, pid):
+                os.kill(each, number)
+        service.process.wait()
+        until(lambda: is_gone(pid), "the end of the camera's process")
+    ((cut_off, left),) = camera_records(watched).items()
+    with serve(watched) as service:
+        acquires(service)
+        (settled,) = service.said("a run that was cut off is settled")
+        (begun,) = service.said("acquisition begins")
+        order = [service.log.index(line) for line in (settled, begun)]
+        assert service.end() == 143
+    first, second = camera_records(watched).values()
+
+    assert left["state"] == "acquiring"
+    assert order == sorted(order)
+    assert settled["run"] == str(cut_off) != begun["run"]
+    assert (first["state"], second["state"]) == ("failed", "stopped")
+    assert first["error"] == settled["error"] == CUT_OFF
+    assert first["written"] == len(image_numbers(cut_off)) >= left["written"]
+    assert not list(cut_off.glob(f".*{PARTIAL_SUFFIX}"))
+    assert not (cut_off / hold_name()).exists()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_all_drains(watched: Path, number: int, code: int) -> None:
     """A signal that reaches the camera's process too ends the service as one to it alone does."""
@@ -132,3 +167,52 @@ def test_the_camera_has_nothing_of_the_service(watched: Path) -> None:
         name for name in held if name.startswith(("socket:", str(watched.parent / "state")))
     ]
     assert len({name for name in held if name.startswith("pipe:")}) <= 3
+
+
+def page(service: Service) -> str:
+    """Return the address of its live page."""
+    return str(service.said("live page, metrics and health")[0]["url"])
+
+
+def healthz(service: Service) -> dict[str, Any]:
+    """Read ``/healthz``, whatever it answers."""
+    try:
+        with urllib.request.urlopen(page(service) + "healthz", timeout=10) as answer:  # noqa: S310 - loopback
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return json.loads(refused.read())
+
+
+def test_a_disk_that_hangs_is_told_by_the_service(tmp_path: Path) -> None:
+    """While the camera's disk hangs, status and health say so and since when; then all goes on."""
+    with hanging_disk(tmp_path) as disk:
+        watched = disk.place / "in"
+        watched.mkdir()
+        config = write_settings(tmp_path / "segbatch.toml", watched, frames_per_run=0)
+        with Service([], tmp_path / "state", config=config) as service:
+            acquires(service)
+            disk.hang()
+            try:
+                service.until(lambda: service.status()["camera"]["error"])
+                hangs, health = service.status(), healthz(service)
+                printed = subprocess.run(
+                    [*COMMAND, "status", "--url", page(service)],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+            finally:
+                disk.go_on()
+            service.until(lambda: not service.status()["camera"]["error"])
+            acquires(service)
+            assert service.end() == 143
+            assert service.said("the camera waits")[0]["error"] == hangs["camera"]["error"]
+        ((folder, told),) = camera_records(watched).items()
+        assert (told["state"], told["not_written"]) == ("stopped", 0)
+        assert whole(folder, told)
+
+    assert hangs["camera"]["state"] == "acquiring"
+    assert f"for the disk of {watched} to write frames" in hangs["camera"]["error"]
+    assert hangs["camera"]["error"] in health["why"]
+    assert "waiting since" in printed.stdout, printed.stderr

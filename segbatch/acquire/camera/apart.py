@@ -30,7 +30,7 @@ from segbatch.acquire.camera.child import (
 from segbatch.acquire.camera.door import PORT
 from segbatch.acquire.camera.ledger import Counts
 from segbatch.acquire.camera.left import LeftFolder, settle
-from segbatch.acquire.camera.session import BackOff, CameraStatus
+from segbatch.acquire.camera.status import CameraStatus, Retry
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class CameraProcess:
         self._min_free_gib = min_free_gib
         self._processors = list(processors)
         self._status = CameraStatus()
-        self._retry_at: float | None = None
+        self._retry = Retry()
         self._before = Counts()  # of the processes that have ended
         self._counts = Counts()  # of the one that runs
         self._folders: list[LeftFolder] = []  # the last that it made
@@ -93,11 +93,7 @@ class CameraProcess:
     @property
     def status(self) -> CameraStatus:
         """Where the camera stands now."""
-        status, at = self._status, self._retry_at
-        if at is None:
-            return status
-        left = max(at - time.monotonic(), 0.0)
-        return msgspec.structs.replace(status, retry_in_s=round(left, 1))
+        return self._retry.told_in(self._status)
 
     @property
     def min_free_gib(self) -> float:
@@ -149,7 +145,6 @@ class CameraProcess:
         if hasattr(signal, "pthread_sigmask"):
             # The next process begins without them, until it ignores them itself.
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        back_off = BackOff()
         while not self._stop.is_set() and not self._is_done():
             begun = time.monotonic()
             try:
@@ -164,11 +159,9 @@ class CameraProcess:
             _logger.error("the camera's process is gone", error=error)
             if self._stop.is_set():
                 break
-            retry_s = back_off.after(time.monotonic() - begun)
-            self._retry_at = time.monotonic() + retry_s
+            self._retry.after(time.monotonic() - begun)
             self._set(CameraStatus(state="failed", run=self._status.run, error=error))
-            self._stop.wait(retry_s)
-            self._retry_at = None
+            self._retry.wait(self._stop)
         self._set(CameraStatus(run=self._status.run))
 
     def _is_done(self) -> bool:
@@ -203,7 +196,7 @@ class CameraProcess:
         error = None if code == 0 and self._finished else self._why or self._ended_by(code)
         if error is not None:
             self._settle(error)
-        self._before, self._counts = self._total(), Counts()
+        self._before, self._counts = self._counts.after(self._before), Counts()
         return error
 
     def _begin(self) -> subprocess.Popen[bytes] | None:
@@ -246,43 +239,24 @@ class CameraProcess:
                 self._kill(f"what it says cannot be read ({error}); it was killed")
 
     def _take(self, told: CameraStatus) -> None:
-        counts = Counts(
-            told.frames_taken, told.frames_written, told.dropped, told.ring_used, told.ring_capacity
-        )
         if told.run and [Path(told.run)] != [each.folder for each in self._folders[-1:]]:
-            self._folders = [*self._folders[1 - FOLDERS_KEPT :], LeftFolder(Path(told.run), counts)]
-        self._counts = counts
+            begins = LeftFolder(Path(told.run), told.counts)
+            self._folders = [*self._folders[1 - FOLDERS_KEPT :], begins]
+        self._counts = told.counts
         self._finished = told.state == "off"
-        retry_in_s = told.retry_in_s
-        self._retry_at = time.monotonic() + retry_in_s if retry_in_s is not None else None
+        self._retry.is_in(told.retry_in_s)
+        if told.error and told.retry_in_s is None and told.error != self._status.error:
+            _logger.warning("the camera waits", state=told.state, error=told.error)
         self._set(told)
 
     def _set(self, status: CameraStatus) -> None:
         """Take a status over, with the counts since the beginning."""
-        total = self._total()
-        status = msgspec.structs.replace(
-            status,
-            frames_taken=total.taken,
-            frames_written=total.written,
-            dropped=total.dropped,
-            ring_used=total.ring_used,
-            ring_capacity=total.ring_capacity,
-            run=status.run or self._status.run,
-            retry_in_s=None,
-        )
+        run = status.run or self._status.run
+        status = msgspec.structs.replace(status, run=run, retry_in_s=None)
+        status = status.counting(self._counts.after(self._before))
         if status != self._status:
             self._status = status
             self._on_change()
-
-    def _total(self) -> Counts:
-        before, counts = self._before, self._counts
-        return Counts(
-            before.taken + counts.taken,
-            before.written + counts.written,
-            before.dropped + counts.dropped,
-            counts.ring_used,
-            counts.ring_capacity,
-        )
 
     def _kill(self, why: str) -> None:
         with self._guard:

@@ -23,7 +23,8 @@ import msgspec
 from segbatch import log
 from segbatch.acquire.camera.door import hanging_core
 from segbatch.acquire.camera.run import FINISH_S
-from segbatch.acquire.camera.session import CameraSession, CameraStatus
+from segbatch.acquire.camera.session import CameraSession
+from segbatch.acquire.camera.status import CameraStatus
 from segbatch.heap import keep_what_was_freed
 from segbatch.settings.sections import CameraSettings
 
@@ -71,28 +72,28 @@ def main() -> int:
     Returns the exit code: 0, or ``CORE_HANGS`` where nothing but the end of this process gets
     rid of a core.
     """
-    # Signals to the whole group are for the service, which says itself when to stop.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGABRT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _leave_signals_to_the_service()
     keep_what_was_freed()
     pipe = Pipe()
     log.configure()
-    heard = sys.stdin.buffer
-    first = heard.readline()
+    first = sys.stdin.buffer.readline()
     if not first:
         return 0
     begin = msgspec.json.decode(first, type=Begin)
     _go_first(begin.processors)
+    return _drive(begin, sys.stdin.buffer, pipe)
+
+
+def _drive(begin: Begin, heard: BinaryIO, pipe: Pipe) -> int:
+    """Run the session, and tell of it until it has ended or will not; return the exit code."""
     changed = threading.Event()
     session = CameraSession(
         begin.settings, changed.set, port=begin.port, min_free_gib=begin.min_free_gib
     )
-    alone, alone_since = threading.Event(), float("inf")
-    threading.Thread(target=_listen, args=(heard, session, alone), daemon=True).start()
+    listener = Listener(heard, session, longest_end_s(begin.settings))
+    session.start()
     bound_s = longest_answer_s(begin.settings) + STUCK_S
     _end_where_stuck(bound_s)
-    session.start()
     while not session.wait(PAUSE_S):
         _end_where_stuck(bound_s)
         changed.wait(BEAT_S)
@@ -103,14 +104,19 @@ def main() -> int:
             pipe.say_at_last(status)
             return CORE_HANGS
         pipe.say(status)
-        if alone.is_set():
-            alone_since = min(alone_since, time.monotonic())
-            if time.monotonic() - alone_since > longest_end_s(begin.settings):
-                _logger.error("the camera does not let go: left", waiting_for=hanging_core())
-                return CORE_HANGS
+        if listener.should_have_ended:
+            _logger.error("the camera does not let go: left", waiting_for=hanging_core())
+            return CORE_HANGS
     faulthandler.cancel_dump_traceback_later()
     pipe.say_at_last(session.status)
     return 0
+
+
+def _leave_signals_to_the_service() -> None:
+    """Ignore those to the whole group: the service says itself when to stop."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGABRT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _go_first(processors: list[int]) -> None:
@@ -165,16 +171,43 @@ class Pipe:
             os.set_blocking(self._pipe, may)
 
 
-def _listen(heard: BinaryIO, session: CameraSession, alone: threading.Event) -> None:
-    """Do what the lines say; where they end the service has ended, whichever way."""
-    for line in heard:
-        word = msgspec.json.decode(line, type=Word)
-        if word.min_free_gib is not None:
-            session.min_free_gib = word.min_free_gib
-        if word.stop:
-            session.ask_to_stop()
-    session.ask_to_stop()
-    alone.set()
+class Listener:
+    """Does what the lines of the service say; where they end it has ended, whichever way.
+
+    Parameters
+    ----------
+    heard
+        Where they come from.
+    session
+        Which is meant.
+    longest_end_s
+        Time, s, in which it ends when it is asked to.
+    """
+
+    def __init__(self, heard: BinaryIO, session: CameraSession, longest_end_s: float) -> None:
+        self._heard, self._session, self._longest_end_s = heard, session, longest_end_s
+        self._alone_since = float("inf")
+        threading.Thread(target=self._listen, name="camera-listener", daemon=True).start()
+
+    @property
+    def should_have_ended(self) -> bool:
+        """Whether the service is gone for longer than the session's end may take."""
+        return time.monotonic() - self._alone_since > self._longest_end_s
+
+    def _listen(self) -> None:
+        for line in self._heard:
+            try:
+                word = msgspec.json.decode(line, type=Word)
+            except msgspec.DecodeError as error:
+                # Each stands for itself, and the end of all of them is still to be heard.
+                _logger.error("a line from the service is left out", why=str(error), line=line[:80])
+                continue
+            if word.min_free_gib is not None:
+                self._session.min_free_gib = word.min_free_gib
+            if word.stop:
+                self._session.ask_to_stop()
+        self._session.ask_to_stop()
+        self._alone_since = time.monotonic()
 
 
 if __name__ == "__main__":

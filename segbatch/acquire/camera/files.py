@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,8 @@ from xml.sax.saxutils import quoteattr
 
 import tifffile
 
-from segbatch import __version__
+from segbatch import __version__, wholefile
+from segbatch.acquire.micromanager import INDEX_NAME
 from segbatch.errors import StorageError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 # Not that of results: whoever makes those clears theirs away where they find some, and a frame that
 # is being written must not go with them.
 PARTIAL_SUFFIX = ".segbatch-frame-part"
+FRAME_NAME = re.compile(r"img_\d{9,}\.tif")  # and no mask
 MICRO_MANAGER_TAG = 51123
 _OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 
@@ -64,8 +67,9 @@ def open_sink(kind: str, folder: Path, facts: Facts) -> Sink:
 
 def storage_error(error: OSError, path: Path) -> StorageError:
     """Say what the operating system said of ``path``."""
-    return StorageError(
-        f"cannot write {path}: {error.strerror or error}",
+    return wholefile.storage_error(
+        error,
+        path,
         "a folder that is there, can be written and has room",
         "free some room, or bring the drive or share back",
     )
@@ -75,17 +79,8 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 def whole_file(final: Path, *, sync: bool) -> Iterator[BinaryIO]:
     """Open a file that takes its name only when the block ends without an error."""
     temporary = final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
-    try:
-        with temporary.open("w+b") as handle:
-            yield handle
-            handle.flush()
-            if sync:
-                os.fsync(handle.fileno())
-        temporary.replace(final)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with wholefile.whole_file(temporary, final, sync=sync) as handle:
+        yield handle
 
 
 def frame_metadata(facts: Facts, tags: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -142,7 +137,7 @@ class OmeTiffSink:
             resolutionunit="CENTIMETER" if size_um > 0 else None,
             extratags=[(MICRO_MANAGER_TAG, 2, 0, json.dumps(meta).encode(), True)],
         )
-        with whole_file(self.folder / f"img_{index:09d}.tif", sync=sync) as handle:
+        with whole_file(self.folder / f"{_stem(index)}.tif", sync=sync) as handle:
             handle.write(content.getbuffer())
 
     def close(self) -> None:
@@ -200,7 +195,7 @@ class NdtiffSink:
             "StartTime": _moment(None).isoformat(),
         }
         if self._index is None:
-            self._index = (self.folder / "NDTiff.index").open("wb", buffering=0)
+            self._index = (self.folder / INDEX_NAME).open("wb", buffering=0)
         name = "NDTiffStack.tif" if not self._files else f"NDTiffStack_{self._files}.tif"
         self._stack = SingleNDTiffWriter(str(self.folder), name, summary)
         self._stack.reader.close()
@@ -220,6 +215,11 @@ class NdtiffSink:
             self._index = None
 
 
+def _stem(index: int) -> str:
+    """Return the name of a frame's file as ``FRAME_NAME`` knows it, without its end."""
+    return f"img_{index:09d}"
+
+
 def _ome(facts: Facts, meta: Mapping[str, Any], index: int) -> str:
     """Return the OME-XML (2016-06) of a file with one frame, in ASCII."""
     size = facts.pixel_size_um
@@ -230,7 +230,7 @@ def _ome(facts: Facts, meta: Mapping[str, Any], index: int) -> str:
     text = (
         '<?xml version="1.0" encoding="UTF-8"?>'
         f'<OME xmlns="{_OME}" Creator="segbatch {__version__}">'
-        f'<Image ID="Image:0" Name="img_{index:09d}">'
+        f'<Image ID="Image:0" Name="{_stem(index)}">'
         f"<AcquisitionDate>{moment.isoformat()}</AcquisitionDate>"
         '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" BigEndian="false"'
         f' Type="uint{8 * facts.bytes_per_pixel}" SignificantBits="{facts.bit_depth}"'

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from segbatch.acquire.camera.camera import Batch
     from segbatch.acquire.camera.core import Shot
     from segbatch.acquire.camera.files import Sink
+    from segbatch.acquire.camera.hold import Hold
 
 TELL_EVERY_S = 0.2
 RECORD_EVERY_S = 2.0
@@ -41,15 +42,32 @@ class Counts(msgspec.Struct, frozen=True):
     ring_used: int = 0
     ring_capacity: int = 0
 
+    def after(self, before: Counts) -> Counts:
+        """Return these counts with the frames of what came before."""
+        return msgspec.structs.replace(
+            self,
+            taken=before.taken + self.taken,
+            written=before.written + self.written,
+            dropped=before.dropped + self.dropped,
+        )
+
 
 class Part:
-    """One folder of a run: its record, its writer, and how many frames it is to hold."""
+    """One folder of a run: its record, its writer, its lock, and how many frames it is to hold."""
 
-    def __init__(self, folder: Path, record: CameraRecord, sink: Sink, frames: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: CameraRecord,
+        sink: Sink,
+        frames: int,
+        held: Hold | None = None,
+    ) -> None:
         self.folder = folder
         self.record = record
         self.sink = sink
         self.frames = frames
+        self.held = held
         self.ended = False
         self.unsaved = False  # something was found out since it ended
 
@@ -57,6 +75,11 @@ class Part:
     def left(self) -> int:
         """Frames that may still go into it."""
         return max(self.frames - self.record.taken, 0)
+
+    def let_go(self, *, is_final: bool = False) -> None:
+        """Give up the lock; the next start looks at a folder whose record is not final."""
+        if self.held is not None:
+            (self.held.release if is_final else self.held.leave)()
 
 
 class Ledger:
@@ -213,18 +236,24 @@ class Ledger:
         return due
 
     def save(self) -> None:
-        """Write the records that are not final on the disk; an ``OSError`` where it cannot be."""
+        """Write the records that are not final on the disk; an ``OSError`` where it cannot be.
+
+        A folder whose record is final is let go.
+        """
         with self._guard:
             due = [part for part in self._parts if not part.ended or part.unsaved]
         for part in due:
             if not part.ended:
                 part.record.period_ms = self._watch.period_ms or self._period_ms
+            is_final = part.ended  # asked before it is written
             part.unsaved = False  # before it is read: what comes in between is written next time
             try:
                 write_record(part.folder, part.record)
             except OSError:
                 part.unsaved = True
                 raise
+            if is_final:
+                part.let_go(is_final=True)
 
     def _count_overflow(self, before: int, at_ms: float) -> None:
         """Count the frames that the camera could have taken while it stood."""

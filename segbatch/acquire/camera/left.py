@@ -1,17 +1,17 @@
-"""What a process leaves that was killed while it took a run."""
+"""What a process leaves that was killed while it took a run, with the machine or by itself."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from segbatch.acquire.camera.files import PARTIAL_SUFFIX
+from segbatch.acquire.camera.files import FRAME_NAME, PARTIAL_SUFFIX
+from segbatch.acquire.camera.hold import hold_left, hold_name
 from segbatch.acquire.camera.record import (
     RECORD_NAME,
     CameraRecord,
@@ -19,17 +19,19 @@ from segbatch.acquire.camera.record import (
     now,
     write_record,
 )
+from segbatch.acquire.micromanager import INDEX_NAME
 from segbatch.acquire.raw import RawFile
 from segbatch.acquire.sidefiles import IndexFile
 from segbatch.errors import SegbatchError
+from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from segbatch.acquire.camera.ledger import Counts
 
-_FRAME = re.compile(r"img_\d{9,}\.tif")  # and no mask
-INDEX_NAME = "NDTiff.index"
+CUT_OFF = "the process or the machine ended while it took this run"
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,9 @@ def settle(folders: Sequence[LeftFolder], told: Counts, error: str) -> Counts:
         # What it took last and did not note was told, and belongs to its last folder.
         unnoted = told.taken - each.before.taken if each is folders[-1] else 0
         record = _ended(each.folder, unnoted, error)
+        (each.folder / hold_name()).unlink(missing_ok=True)  # whose holder is dead
+        if not record.written:
+            leave_if_empty(each.folder)
         taken = max(taken, each.before.taken + record.taken)
         written = max(written, each.before.written + record.written)
         dropped = max(dropped, each.before.dropped + record.dropped)
@@ -84,20 +89,86 @@ def _ended(folder: Path, unnoted: int, error: str) -> CameraRecord:
         return record
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
-    record.written = max(record.written, _frames_in(folder))
+    record.written = _frames_in(folder)
     record.taken = max(record.taken, record.written, unnoted)
     record.not_written = record.taken - record.written
     record.state, record.error, record.ended_at = "failed", error, now()
     write_record(folder, record)
+    return record
+
+
+def settle_all_cut_off(root: Path) -> None:
+    """Settle every run at and below ``root`` that was cut off; never raises."""
+    for folder in _with_lock_file(root):
+        settle_cut_off(folder)
+
+
+def settle_cut_off(folder: Path) -> None:
+    """Have the run in a folder end as failed where it was cut off with its process.
+
+    Which is so where a lock file of this computer lies there that nobody holds. Where that is
+    not so nothing is done. What cannot be settled is left as it is, and logged.
+    """
+    try:
+        if (folder / hold_name()).exists():
+            _settle_cut_off(folder)
+    except (OSError, msgspec.DecodeError) as error:
+        _logger.error("a run that was cut off stays so", run=str(folder), why=str(error))
+
+
+def _with_lock_file(root: Path) -> Iterator[Path]:
+    """Yield the folders that a run may have been cut off in; no run's frames are listed."""
+    folders, own = [root], hold_name()
+    while folders:
+        folder = folders.pop()
+        try:
+            if (folder / own).exists():
+                yield folder
+            elif not (folder / RECORD_NAME).exists():
+                with os.scandir(folder) as entries:
+                    folders += [Path(each) for each in entries if _is_searched(each)]
+        except OSError as error:
+            _logger.warning("not searched for runs cut off", folder=str(folder), why=str(error))
+
+
+def _is_searched(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+
+
+def _settle_cut_off(folder: Path) -> None:
+    # Asked before the lock: where a process is about to take it, nothing lies there yet.
+    if all(path.name == hold_name() for path in folder.iterdir()):
+        return
+    held = hold_left(folder)
+    if held is None:
+        return
+    try:
+        record = _ended(folder, 0, CUT_OFF)
+    except BaseException:
+        held.leave()
+        raise
+    held.release()
     if not record.written:
         leave_if_empty(folder)
-    return record
+    if record.error == CUT_OFF:
+        _logger.warning(
+            "a run that was cut off is settled",
+            run=str(folder),
+            error=record.error,
+            taken=record.taken,
+            written=record.written,
+            not_written=record.not_written,
+        )
 
 
 def _frames_in(folder: Path) -> int:
     """Count the frames that are whole on the disk."""
     with os.scandir(folder) as entries:
-        files = sum(_FRAME.fullmatch(entry.name) is not None for entry in entries)
+        # One that no one waited for has its name and no content after a power cut.
+        files = sum(
+            FRAME_NAME.fullmatch(entry.name) is not None and entry.stat().st_size > 0
+            for entry in entries
+        )
     if files or not (folder / INDEX_NAME).exists():
         return files
     index = IndexFile("<")

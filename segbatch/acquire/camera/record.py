@@ -12,6 +12,7 @@ import msgspec
 
 from segbatch import __version__
 from segbatch.acquire.camera.files import storage_error, whole_file
+from segbatch.acquire.camera.hold import hold_left, hold_name, taken
 from segbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,14 +131,29 @@ def new_run_folder(parent: Path) -> Path:
 
 
 def require_new(folder: Path) -> None:
-    """Make sure that ``folder`` is not there yet, or holds nothing."""
+    """Make sure that ``folder`` is not there yet, or holds nothing.
+
+    Raises
+    ------
+    UsageError
+        It holds files, or another process takes a run there.
+    StorageError
+        It cannot be read.
+    """
+    own = hold_name()
     try:
-        held = next(folder.iterdir(), None) if folder.exists() else None
+        held = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise storage_error(error, folder) from error
-    if held is not None:
+    if own in held:
+        left = hold_left(folder)
+        if left is None:
+            raise taken(folder)
+        left.leave()
+    if held - {own}:
+        shown = min(held - {own}, key=lambda name: (name.startswith("."), name))
         raise UsageError(
-            f"{folder} holds files already, such as {held.name}",
+            f"{folder} holds files already, such as {shown}",
             "a new or empty folder for a new run",
             "name another folder: a run is never overwritten",
         )
@@ -154,8 +170,10 @@ def claim_run_folder(folder: Path) -> Path:
 
 
 def leave_if_empty(folder: Path) -> None:
-    """Remove a run's folder that holds nothing, or its record alone."""
+    """Remove a run's folder, which is ours, that holds nothing, or its record and lock alone."""
+    ours = {RECORD_NAME, hold_name()}
     with contextlib.suppress(OSError):
-        if all(path.name == RECORD_NAME for path in folder.iterdir()):
-            (folder / RECORD_NAME).unlink(missing_ok=True)
+        if ours.issuperset(path.name for path in folder.iterdir()):
+            for name in ours:
+                (folder / name).unlink(missing_ok=True)
             folder.rmdir()

@@ -13,26 +13,27 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segbatch.acquire.camera.camera import WITHOUT_END, Batch, Camera, Facts
 from segbatch.acquire.camera.core import Shot
+from segbatch.acquire.camera.disk import RunDisk, text_of
 from segbatch.acquire.camera.errors import (
     CameraBusyError,
     CameraError,
     CameraSilentError,
     NoRoomError,
 )
-from segbatch.acquire.camera.files import Sink, frame_metadata, open_sink, storage_error
+from segbatch.acquire.camera.files import Sink, frame_metadata, open_sink
+from segbatch.acquire.camera.hold import hold
 from segbatch.acquire.camera.ledger import Counts, Ledger, Part
 from segbatch.acquire.camera.properties import apply
 from segbatch.acquire.camera.record import CameraRecord, leave_if_empty, new_record
-from segbatch.acquire.camera.room import free_bytes, no_room, require_room
-from segbatch.acquire.camera.writing import DEPTH, Writers
-from segbatch.errors import SegbatchError, StorageError
+from segbatch.acquire.camera.room import require_room
+from segbatch.acquire.camera.waits import DiskWaits
+from segbatch.acquire.camera.writing import DEPTH
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16  # images copied by one question to the core
 LOOK_S = 0.003  # between two looks at an empty ring
 FINISH_S = 20.0  # for the ring and the queue, when a run ends
-SAVE_S = 5.0  # for the records on a disk that did not take the frames
 ROOM_FRAMES = 64  # that must fit on the disk for a run to begin
-ROOM_EVERY_S = 1.0  # between two looks at the room that is left
 _logger = get_logger(__name__)
 
 
@@ -67,6 +66,8 @@ class Run:
         Is handed each folder with its record, which fills as the run goes on.
     min_free_gib
         Room on the disk below which the run does not begin, or ends.
+    waits
+        Is told of every question that the disk may hang on.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Run:
         *,
         on_folder: Callable[[Path, CameraRecord], None] | None = None,
         min_free_gib: float = 0.0,
+        waits: DiskWaits | None = None,
     ) -> None:
         self._camera = camera
         self._settings = settings
@@ -86,8 +88,7 @@ class Run:
         self._listener = listener
         self._make_sink = sink
         self._min_free = round(min_free_gib * 2**30)
-        self._free: int | None = None
-        self._looked_at_room = 0.0
+        self._waits = waits or DiskWaits()
         self._on_folder = on_folder
         self.folder: Path | None = None
         self.record: CameraRecord | None = None
@@ -123,7 +124,14 @@ class Run:
         # A turn that passed is counted when it passes; the hole that it leaves is no second one.
         self._ledger = Ledger(self._listener, counts_holes=not by_the_clock)
         record = self._open_part()
-        self._writers = Writers(self._ledger.part.sink.threads)
+        self._disk = RunDisk(
+            self._ledger.part.sink.threads,
+            lambda: self._ledger.part.folder,
+            min_free=self._min_free,
+            timeout_s=self._settings.timeout_s,
+            waits=self._waits,
+        )
+        self._writers = self._disk.writers
         failure: BaseException | None = None
         try:
             (self._take_by_the_clock if by_the_clock else self._take_sequence)(stop)
@@ -143,6 +151,10 @@ class Run:
 
     def _open_part(self) -> CameraRecord:
         """Begin a new folder."""
+        with self._waits.on("to begin a run's folder"):
+            return self._begin_part()
+
+    def _begin_part(self) -> CameraRecord:
         facts = self._facts
         folder = self._make_folder()
         if self.folder is None:  # later it is watched
@@ -155,7 +167,7 @@ class Run:
         record = new_record(facts, self._settings, self._properties, self._ledger.taken)
         sink = self._make_sink(self._settings.format, folder, facts)
         frames = self._settings.frames_per_run or WITHOUT_END
-        self._ledger.open(Part(folder, record, sink, frames))
+        self._ledger.open(Part(folder, record, sink, frames, hold(folder)))
         self.folder, self.record = folder, record
         if self._on_folder is not None:
             self._on_folder(folder, record)
@@ -177,19 +189,19 @@ class Run:
         self._start_sequence()
         heard = time.monotonic()
         while not stop.is_set() and self._left:
-            self._require_storage()
+            self._disk.require()
             batch = self._take_in()
             waited_s = time.monotonic() - heard
             if batch.shots:
                 heard = time.monotonic()
             elif batch.left:
-                self._require_disk(waited_s)
+                self._disk.require_in_time(waited_s)
                 stop.wait(LOOK_S)
             elif batch.running:
                 self._require_frames(waited_s)
                 stop.wait(LOOK_S)
             elif batch.overflowed:
-                self._require_disk(waited_s)
+                self._disk.require_in_time(waited_s)
                 if self._writers.room > DEPTH // 2:
                     self._ledger.overflowed()
                     self._camera.stop()
@@ -230,13 +242,7 @@ class Run:
         self._ledger.tell()
         if self._writers.room and self._ledger.record_is_due():
             self._writers.put(self._ledger.save)
-        is_due = time.monotonic() - self._looked_at_room >= ROOM_EVERY_S
-        if self._min_free and is_due and self._writers.room:
-            self._looked_at_room = time.monotonic()
-            self._writers.put(self._look_at_room)
-
-    def _look_at_room(self) -> None:
-        self._free = free_bytes(self._ledger.part.folder)
+        self._disk.look_at_room()
 
     def _keep(self, shot: Shot) -> None:
         part, index = self._ledger.part, self._ledger.took(shot)
@@ -265,12 +271,12 @@ class Run:
         begun = time.monotonic()
         turn = 0
         while not stop.is_set() and self._left:
-            self._require_storage()
+            self._disk.require()
             due = begun + turn * interval_s
             if stop.wait(max(due - time.monotonic(), 0.0)):
                 break
             if not self._writers.room:
-                self._require_disk(time.monotonic() - due)
+                self._disk.require_in_time(time.monotonic() - due)
                 stop.wait(LOOK_S)
                 continue
             late_s = time.monotonic() - due
@@ -295,44 +301,35 @@ class Run:
                 except Exception as error:  # noqa: BLE001 - as above
                     failure = failure or error
         in_time = self._writers.close(max(deadline - time.monotonic(), 1.0))
-        lost = self._storage_failure() or (None if in_time else self._stuck())
+        lost = self._disk.failure or (None if in_time else self._disk.stuck())
         if failure is None or (lost and isinstance(failure, NoRoomError)):
             failure = lost
+        with self._waits.on("to end a run"):
+            return self._end_parts(failure, stopped=stopped, in_time=in_time)
+
+    def _end_parts(
+        self, failure: BaseException | None, *, stopped: bool, in_time: bool
+    ) -> BaseException | None:
+        """Bring the folders to their end; ``in_time``: the disk has taken all it was handed."""
         for part in self._ledger.end():
             if in_time:
-                failure = self._attempt(partial(self._close, part), failure)
+                failure = self._disk.attempt(partial(self._close, part), failure)
             self._end(part, failure, stopped=stopped)
-        failure = self._attempt(
-            self._ledger.save if in_time else self._save_if_the_disk_answers, failure
-        )
+        save = self._save if in_time else partial(self._disk.do_if_it_answers, self._save)
+        failure = self._disk.attempt(save, failure)
         self._ledger.tell(now=True)
-        for part in self._ledger.parts:
-            if not part.record.written:
-                leave_if_empty(part.folder)
+        if in_time:  # else a thread of ours may still write there, when the disk is back
+            for part in self._ledger.parts:
+                part.let_go()
         return failure
 
-    def _save_if_the_disk_answers(self) -> None:
-        """Write the records in a thread that can be left behind, as the writers were."""
-
-        def save() -> None:
-            with suppress(OSError):  # that the disk is stuck is told already
-                self._ledger.save()
-
-        saving = threading.Thread(target=save, name="camera-record", daemon=True)
-        saving.start()
-        saving.join(SAVE_S)
-        if saving.is_alive():
-            raise self._stuck()
-
-    def _attempt(
-        self, step: Callable[[], None], failure: BaseException | None
-    ) -> BaseException | None:
-        """Take a step that the disk may refuse; return the first failure."""
+    def _save(self) -> None:
         try:
-            step()
-        except Exception as error:  # noqa: BLE001 - it is raised at the end
-            return failure or self._told(error)
-        return failure
+            self._ledger.save()
+        finally:
+            for part in self._ledger.parts:
+                if not part.record.written:
+                    leave_if_empty(part.folder)
 
     def _end(self, part: Part, failure: BaseException | None, *, stopped: bool) -> None:
         record = part.record
@@ -343,7 +340,7 @@ class Run:
             state = "stopped"
         else:
             state = "complete"
-        self._ledger.ended(part, state, _text(failure) if failure is not None else None)
+        self._ledger.ended(part, state, text_of(failure) if failure is not None else None)
         say = _logger.error if state == "failed" else _logger.info
         say(
             "acquisition ended",
@@ -376,41 +373,3 @@ class Run:
                 f"one every {self._facts.exposure_ms:g} ms or so",
                 "check the camera's cable, power and trigger",
             )
-
-    def _require_disk(self, waited_s: float) -> None:
-        if waited_s > self._settings.timeout_s:
-            raise self._stuck()
-
-    def _stuck(self) -> StorageError:
-        return StorageError(
-            f"{self._ledger.part.folder}: the disk takes no more frames",
-            "a disk as fast as the camera",
-            "look at the drive or the share",
-        )
-
-    def _require_storage(self) -> None:
-        if (failure := self._storage_failure()) is not None:
-            raise failure
-        if self._free is not None and self._free < self._min_free:
-            raise no_room(self._ledger.part.folder, self._free, self._min_free)
-
-    def _storage_failure(self) -> SegbatchError | None:
-        error = self._writers.failure
-        return self._told(error) if error is not None else None
-
-    def _told(self, error: Exception) -> SegbatchError:
-        """Return an error of the writers in the words of whoever can act on it."""
-        folder = self._ledger.part.folder
-        if isinstance(error, SegbatchError):
-            return error
-        if isinstance(error, OSError):
-            return storage_error(error, folder)
-        return SegbatchError(
-            f"cannot write {folder}: {_text(error)}",
-            "frames that can be written",
-            "this is a fault of segbatch and not of the disk: its log has the place",
-        )
-
-
-def _text(error: BaseException) -> str:
-    return str(error) if isinstance(error, SegbatchError) else f"{type(error).__name__}: {error}"

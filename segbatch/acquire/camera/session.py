@@ -6,16 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from segbatch.acquire.camera.door import PORT, open_camera
 from segbatch.acquire.camera.errors import CameraBusyError, NoRoomError
 from segbatch.acquire.camera.ledger import Counts
+from segbatch.acquire.camera.left import settle_all_cut_off
 from segbatch.acquire.camera.record import new_run_folder
 from segbatch.acquire.camera.room import free_bytes, no_room
 from segbatch.acquire.camera.run import Run
+from segbatch.acquire.camera.status import CameraStatus, Retry, State
+from segbatch.acquire.camera.waits import DiskWaits
 from segbatch.errors import SegbatchError, SettingsError, StorageError
 from segbatch.log import get_logger
 
@@ -23,42 +26,7 @@ if TYPE_CHECKING:
     from segbatch.acquire.camera.camera import Camera
     from segbatch.settings.sections import CameraSettings
 
-FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
-HEALTHY_S = 60.0  # of acquisition, after which a failure counts as a new one
-State = Literal["off", "connecting", "acquiring", "waiting", "failed"]
 _logger = get_logger(__name__)
-
-
-class CameraStatus(msgspec.Struct, frozen=True):
-    """Where the camera stands; counts are of all its runs since the session began.
-
-    ``waiting``: somebody else is acquiring, or the disk has too little room.
-    ``failed``: anything else. ``error`` says what; both are tried again after
-    ``retry_in_s``.
-    """
-
-    state: State = "off"
-    frames_taken: int = 0
-    frames_written: int = 0
-    dropped: int = 0
-    ring_used: int = 0
-    ring_capacity: int = 0
-    run: str = ""
-    error: str | None = None
-    retry_in_s: float | None = None
-
-
-class BackOff:
-    """How long to wait for the next attempt: 1 s, then twice as long each time, up to a minute."""
-
-    def __init__(self) -> None:
-        self._next_s = FIRST_RETRY_S
-
-    def after(self, lasted_s: float) -> float:
-        """Return the time to wait, s, after an attempt that failed when it had lasted so long."""
-        wait_s = FIRST_RETRY_S if lasted_s > HEALTHY_S else self._next_s
-        self._next_s = min(2 * wait_s, LONGEST_RETRY_S)
-        return wait_s
 
 
 class CameraSession:
@@ -93,20 +61,23 @@ class CameraSession:
         self._on_change = on_change
         self._port = port
         self._status = CameraStatus()
-        self._retry_at: float | None = None
+        self._retry = Retry()
+        self._waits = DiskWaits()
         self._before = Counts()
         self._counts = Counts()
+        self._has_settled = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def status(self) -> CameraStatus:
         """Where the camera stands now."""
-        status, at = self._status, self._retry_at
-        if at is None:
+        status = self._retry.told_in(self._status)
+        waits = self._waits.told(self._settings.out)
+        if waits is None:
             return status
-        left = max(at - time.monotonic(), 0.0)
-        return msgspec.structs.replace(status, retry_in_s=round(left, 1))
+        error = waits if status.error is None else f"{status.error}; {waits}"
+        return msgspec.structs.replace(status, error=error)
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -133,20 +104,17 @@ class CameraSession:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        back_off = BackOff()
         while not self._stop.is_set() and not self._is_done():
             begun = time.monotonic()
             error = self._attempt()
             if error is None:
                 continue
-            retry_s = back_off.after(time.monotonic() - begun)
-            self._retry_at = time.monotonic() + retry_s
+            retry_s = self._retry.after(time.monotonic() - begun)
             passes = isinstance(error, CameraBusyError | NoRoomError)
             state: State = "waiting" if passes else "failed"
             self._set(state=state, error=str(error))
             _logger.warning("camera " + state, error=str(error), retry_in_s=retry_s)
-            self._stop.wait(retry_s)
-            self._retry_at = None
+            self._retry.wait(self._stop)
         self._set(state="off", error=None)
 
     def _attempt(self) -> Exception | None:
@@ -158,7 +126,9 @@ class CameraSession:
                     "camera.out is empty", "a folder for the camera's runs", "set camera.out"
                 )
             out, settings = Path(self._settings.out), self._settings
-            self._require_room(out)
+            with self._waits.on("to be looked at"):
+                self._settle_cut_off(out)
+                self._require_room(out)
             self._set(state="connecting", error=None)
             camera = open_camera(self._settings, port=self._port)
             if settings.frames:
@@ -171,6 +141,7 @@ class CameraSession:
                 self._follow,
                 on_folder=lambda folder, _: self._set(state="acquiring", run=str(folder)),
                 min_free_gib=self.min_free_gib,
+                waits=self._waits,
             ).take(self._stop)
         except (SegbatchError, OSError) as error:
             return error
@@ -179,11 +150,16 @@ class CameraSession:
             _logger.exception("camera session failed")
             return error
         finally:
-            self._before = self._total()
-            self._counts = Counts()
+            self._before, self._counts = self._counts.after(self._before), Counts()
             if camera is not None and not camera.close():
                 _logger.error("camera did not let go in time", pending=camera.calls.silent)
         return None
+
+    def _settle_cut_off(self, out: Path) -> None:
+        """Once, as soon as the folder is there: before a run of ours begins."""
+        if not self._has_settled and out.is_dir():
+            self._has_settled = True
+            settle_all_cut_off(out)
 
     def _require_room(self, out: Path) -> None:
         """Look at the disk before the camera is opened, and a folder made, for nothing."""
@@ -205,24 +181,8 @@ class CameraSession:
         self._counts = counts
         self._set(state="acquiring", run=str(folder))
 
-    def _total(self) -> Counts:
-        before, counts = self._before, self._counts
-        return Counts(
-            before.taken + counts.taken,
-            before.written + counts.written,
-            before.dropped + counts.dropped,
-        )
-
     def _set(self, *, state: State, run: str | None = None, error: str | None = None) -> None:
-        total = self._total()
-        self._status = CameraStatus(
-            state=state,
-            frames_taken=total.taken,
-            frames_written=total.written,
-            dropped=total.dropped,
-            ring_used=self._counts.ring_used,
-            ring_capacity=self._counts.ring_capacity,
-            run=self._status.run if run is None else run,
-            error=error,
-        )
+        run = self._status.run if run is None else run
+        status = CameraStatus(state=state, run=run, error=error)
+        self._status = status.counting(self._counts.after(self._before))
         self._on_change()

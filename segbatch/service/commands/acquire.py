@@ -13,6 +13,7 @@ import msgspec
 
 from segbatch import log
 from segbatch.acquire.camera.door import open_camera
+from segbatch.acquire.camera.left import settle_cut_off
 from segbatch.acquire.camera.properties import Change, plan
 from segbatch.acquire.camera.record import (
     CameraRecord,
@@ -49,14 +50,14 @@ def acquire_command(
     camera_settings = msgspec.structs.replace(
         settings.camera, properties={**settings.camera.properties, **_pairs(properties)}
     )
-    if out is None and not camera_settings.out:
+    if out is not None:
+        _require_new(Path(out), dry_run=dry_run)
+        # It names the one folder that all frames go to.
+        camera_settings = msgspec.structs.replace(camera_settings, frames_per_run=0)
+    elif not camera_settings.out:
         raise UsageError(
             "no folder for the run", "--out FOLDER", "or camera.out in the settings file"
         )
-    if out is not None:
-        require_new(Path(out))
-        # It names the one folder that all frames go to.
-        camera_settings = msgspec.structs.replace(camera_settings, frames_per_run=0)
     with stop_on_signals() as stopper:
         camera = open_camera(camera_settings)
         try:
@@ -100,6 +101,13 @@ def acquire_command(
     if stopper.exit_code is not None:
         return stopper.exit_code
     return 1 if any(record.dropped for _, record in runs) else 0
+
+
+def _require_new(folder: Path, *, dry_run: bool) -> None:
+    """Refuse a folder that holds a run; one that was cut off there is brought to its end."""
+    if not dry_run:
+        settle_cut_off(folder)
+    require_new(folder)
 
 
 def roi(text: str | None) -> list[int] | None:

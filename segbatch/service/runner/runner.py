@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -17,12 +17,13 @@ import numpy as np
 
 from segbatch import __version__, log
 from segbatch.acquire.camera.apart import CameraProcess
+from segbatch.acquire.camera.status import CameraStatus
 from segbatch.acquire.source import Source, open_source
 from segbatch.errors import EngineError, SegbatchError, UsageError
 from segbatch.heap import Heap
 from segbatch.service.monitor.monitor import Monitor
 from segbatch.service.monitor.pages import Pages
-from segbatch.service.monitor.status import EngineStatus, ServiceStatus
+from segbatch.service.monitor.status import EngineStatus, FolderStatus, ServiceStatus
 from segbatch.service.notify import Notifier
 from segbatch.service.priority import all_processors, give_way, leave_a_processor_free
 from segbatch.service.process import Process
@@ -163,10 +164,9 @@ class Runner:
         folders = [tree.status() for tree in self._trees]
         camera = self._camera.status if self._camera is not None else None
         seen = self._monitor.totals()
-        troubled = sum(folder.error is not None for folder in folders)
         return ServiceStatus(
             state=State.DRAINING if self._is_draining else told.state,
-            why=told.why or (f"{troubled} of {len(folders)} folders in trouble" * bool(troubled)),
+            why=told.why or "; ".join(self._troubles(folders, camera)),
             pid=os.getpid(),
             version=__version__,
             started_at=self._started_at,
@@ -182,6 +182,14 @@ class Runner:
             engine=self._engine_status(),
             camera=msgspec.to_builtins(camera) if camera is not None else None,
         )
+
+    @staticmethod
+    def _troubles(folders: list[FolderStatus], camera: CameraStatus | None) -> Iterator[str]:
+        troubled = sum(folder.error is not None for folder in folders)
+        if troubled:
+            yield f"{troubled} of {len(folders)} folders in trouble"
+        if camera is not None and camera.error is not None:
+            yield f"camera {camera.state}: {camera.error}"
 
     @property
     def _is_draining(self) -> bool:
