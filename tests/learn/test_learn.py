@@ -16,7 +16,7 @@ from segbatch.infer.engine.manifest import ZScore, load_model
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.checkpoint import Card, load_checkpoint, save_checkpoint
 from segbatch.learn.data import Example, Patches, hold_out, read_examples
-from segbatch.learn.export.network import export, to_onnx
+from segbatch.learn.export.network import export, measure_parity, to_onnx
 from segbatch.learn.fit import fit
 from segbatch.learn.metrics import Counts, count, summarise
 from segbatch.learn.nets import BEADS, LARGE, Architecture, UNet, build
@@ -219,6 +219,30 @@ def test_an_exported_model_can_be_opened(tmp_path: Path) -> None:
     engines = {(p.engine, p.precision) for p in manifest.parity}
     assert engines == {("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")}
     assert all(p.passed for p in manifest.parity if p.precision == "fp32")
+
+
+def test_lost_objects_are_no_parity_although_nearly_all_pixels_agree(tmp_path: Path) -> None:
+    """Masks that agree in 99.9 % of the pixels do not pass where a tenth of few objects is lost."""
+    net = build(TINY, seed=3).eval()
+    examples = [
+        Example(f"{i}", pixels, pixels.astype(np.uint8), 100.0, 0.1)
+        for i, pixels in enumerate(np.random.default_rng(1).poisson(100, (3, 256, 256)))
+    ]
+    p = np.concatenate([predict(net, each.image()).ravel() for each in examples]).astype(float)
+    threshold, higher = np.quantile(p, [0.995, 0.9955])
+    shift = np.log(threshold / (1 - threshold)) - np.log(higher / (1 - higher))
+    network = onnx.load_from_string(to_onnx(net))
+    logits = network.graph.output[0].name
+    (last,) = (node for node in network.graph.node if logits in node.output)
+    last.output[0] = "before"
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(shift), "shift"))
+    network.graph.node.append(onnx.helper.make_node("Add", ["before", "shift"], [logits]))
+    onnx.save(network, tmp_path / "net.onnx")
+
+    measured = measure_parity(net, tmp_path / "net.onnx", examples, float(threshold), 2)
+
+    assert all(0.999 < each.mask_agreement < 0.9999 for each in measured)
+    assert not any(each.passed for each in measured)
 
 
 def test_a_simulated_folder_becomes_a_checkpoint(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from segbatch.errors import ModelError, StorageError
 from segbatch.infer.decide import sigmoid
 from segbatch.infer.engine.digest import sha256_of
 from segbatch.infer.engine.halo import measure_tiling
-from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, likeness
+from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, judge, likeness
 from segbatch.infer.engine.manifest import Manifest, Parity, write_manifest
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.openvino_engine import OpenVinoEngine
@@ -117,7 +117,8 @@ def measure_parity(
 ) -> list[Parity]:
     """Compare each processor engine and precision with torch, pixel by pixel.
 
-    ``passed`` asks that the two masks agree in at least ``PASSING_AGREEMENT`` of all pixels.
+    ``passed`` asks what the gate asks (``likeness.judge``): masks that agree in at least
+    ``PASSING_AGREEMENT`` of all pixels, and objects that overlap as well.
     """
     wanted = [_decided(predict(net, example.image()), threshold) for example in examples]
     measured = []
@@ -139,14 +140,14 @@ def measure_parity(
                 max_probability_difference=alike.max_probability_difference or 0.0,
                 mean_probability_difference=alike.mean_probability_difference or 0.0,
                 mask_agreement=alike.mask_agreement,
-                passed=alike.mask_agreement >= PASSING_AGREEMENT,
+                passed=judge([alike], PASSING_AGREEMENT, "torch").passed,
             )
         )
     return measured
 
 
 def _decided(probability: NDArray[np.float32], threshold: float) -> Answer:
-    return Answer((probability >= threshold).astype(np.uint8), probability[None])
+    return Answer((probability > threshold).astype(np.uint8), probability[None])
 
 
 def _probability(engine: Engine, image: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
