@@ -96,12 +96,14 @@ def test_frames_of_many_threads_are_not_mixed_up(observers: Observers) -> None:
 def test_more_processes_come_with_more_frames(observers: Observers) -> None:
     """A second process is started once frames have to wait for the first."""
     wait_ready(observers)
-    made = frames(400)
+    rng = np.random.default_rng(7)
+    pixels = rng.poisson(200, (1024, 1024)).astype(np.uint16)  # some ms: the others wait meanwhile
+    until = time.monotonic() + 60
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda pixels: observers.observe(pixels, 1023), made))
-
-    assert len(children()) == 2
+        while len(children()) < 2:
+            assert time.monotonic() < until
+            list(pool.map(lambda _: observers.observe(pixels, 1023), range(40)))
 
 
 def test_the_first_process_is_started_before_the_first_frame(observers: Observers) -> None:
@@ -214,12 +216,14 @@ def test_nobody_waits_for_a_process_that_starts(monkeypatch: pytest.MonkeyPatch)
         pixels = frames(1)[0]
         waiting = threading.Thread(target=lambda: found.append(observers.observe(pixels, 1023)))
         waiting.start()
-        time.sleep(0.2)
         assert observers._shared is not None
+        while not observers._changed._waiters:  # type: ignore[attr-defined]
+            time.sleep(0.01)
         with observers._changed:
             observers._start(observers._shared)
         observers._give_back(lent, usable=False)
         waiting.join(30)
+        assert not waiting.is_alive()
 
     assert found == [observe(pixels, 1023)]
 
