@@ -14,6 +14,7 @@ import pytest
 
 from segbatch.acquire.camera import waits as waits_module
 from segbatch.acquire.camera.session import CameraSession
+from segbatch.acquire.camera.status import CameraStatus
 from segbatch.acquire.camera.waits import DiskWaits
 from segbatch.acquire.find import find_raw_files
 from tests.acquire.cameras import camera_settings, until
@@ -63,6 +64,18 @@ def hanging_disk(folder: Path) -> Iterator[HangingDisk]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def told(session: CameraSession, wait: str) -> CameraStatus:
+    """Wait until a status says what the disk is waited for; return it."""
+    seen: list[CameraStatus] = []
+    until(lambda: seen.append(session.status) or wait in (seen[-1].error or ""), wait)
+    return seen[-1]
+
+
+def takes_frames(status: CameraStatus) -> bool:
+    """Tell whether frames are taken and nothing is waited for."""
+    return status.frames_written > 9 and (status.state, status.error) == ("acquiring", None)
+
+
 def test_a_disk_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a folder or a frame is waited for, the status says so, until the disk goes on."""
     monkeypatch.setattr(waits_module, "TELL_AFTER_S", 0.5)
@@ -74,14 +87,11 @@ def test_a_disk_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         disk.hang()
         session.start()
         try:
-            until(lambda: session.status.error is not None, "a wait for the folder")
-            begins = session.status
+            begins = told(session, "to begin a run's folder")
             disk.go_on()
-            until(lambda: session.status.frames_written > 9, "frames")
-            between = session.status
+            until(lambda: takes_frames(session.status), "frames, and no wait")
             disk.hang()
-            until(lambda: session.status.error is not None, "a wait for the frames")
-            writes = session.status
+            writes = told(session, "to write frames or records")
             disk.go_on()
             until(lambda: session.status.error is None, "the end of the wait")
             written = session.status.frames_written
@@ -94,7 +104,6 @@ def test_a_disk_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert (begins.state, begins.frames_taken) == ("connecting", 0)
     assert re.fullmatch(SINCE + f"{out} to begin a run's folder", begins.error or "")
-    assert (between.state, between.error) == ("acquiring", None)
     assert writes.state == "acquiring"
     assert re.fullmatch(SINCE + f"{out} to write frames or records", writes.error or "")
 

@@ -187,6 +187,17 @@ def test_folders_that_are_settled_are_let_go(tmp_path: Path, facts: Facts) -> No
     assert len(stamped.ledger.parts) < 4
 
 
+def test_the_record_of_a_new_folder_is_due_at_once(tmp_path: Path, facts: Facts) -> None:
+    """However lately the last was written, a folder's record comes with its first frames."""
+    stamped = Stamped(tmp_path, facts, 5, counts_holes=True)
+    due = []
+    for index in range(12):
+        stamped.take(10.0 * index)
+        due.append(stamped.ledger.record_is_due())
+
+    assert [index for index, is_due in enumerate(due) if is_due] == [0, 5, 10]
+
+
 def test_a_turn_that_passed_is_counted_once(tmp_path: Path) -> None:
     """Where frames by the clock come late their turns are counted, not the hole as well."""
     slept = threading.Event()

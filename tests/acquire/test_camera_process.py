@@ -16,6 +16,7 @@ from segbatch.acquire.camera.apart import CHILD, CameraProcess
 from segbatch.acquire.camera.child import Begin, Word
 from segbatch.acquire.camera.record import RECORD_NAME, CameraRecord
 from segbatch.acquire.camera.status import CameraStatus
+from segbatch.acquire.camera.writing import DEPTH
 from segbatch.acquire.find import find_raw_files
 from tests.acquire.cameras import camera_settings, camera_threads, frames_in, is_gone, until
 
@@ -50,6 +51,7 @@ HANG_AS_IT_LETS_GO = (
     "{'errors': errors})"
 )
 HOLD_THE_LOCK = "ctypes.PyDLL(None).sleep(999)"  # a PyDLL keeps the interpreter's lock
+IN_HAND = DEPTH + 3  # frames that are on their way to the disk, at most
 PRINT = "[os.write(1, b'half a line {') and time.sleep(0.001) for _ in range(10**6)]"
 
 
@@ -92,6 +94,11 @@ def runs(out: Path) -> list[tuple[Path, CameraRecord]]:
         for file in out.glob(f"*/{RECORD_NAME}")
     ]
     return sorted(found, key=lambda each: each[1].started_at)
+
+
+def descriptors() -> int:
+    """Return how many this process holds open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def let_act(monkeypatch: pytest.MonkeyPatch, folder: Path, act: str) -> None:
@@ -162,6 +169,76 @@ def test_a_killed_process_is_started_again(tmp_path: Path, kind: str) -> None:
     assert not list(killed.glob(".*"))
     if kind == "ome-tiff":
         assert len(frames_in(find_raw_files(killed))) == first.written >= 100
+
+
+@pytest.mark.parametrize("behind", [0, 25])
+@pytest.mark.parametrize("kind", ["ome-tiff", "ndtiff"])
+def test_a_process_killed_in_a_later_folder_is_counted_exactly(
+    tmp_path: Path, kind: str, behind: int
+) -> None:
+    """Killed so many frames behind a change of folder, no frame is counted twice or left out."""
+    settings = camera_settings(frames=400, frames_per_run=60, out=str(tmp_path), format=kind)
+    driven = Driven(settings)
+    until(lambda: len({status.run for status in driven.seen}) > 3, "a third folder")
+    until(lambda: driven.camera.status.frames_taken >= 120 + behind, "frames in it")
+    assert driven.camera.pid is not None
+    os.kill(driven.camera.pid, signal.SIGKILL)
+    failed = driven.failed()
+    until(lambda: driven.states[-1] == "off", "the end")
+    assert driven.camera.stop(20)
+    status, records = driven.camera.status, [record for _, record in runs(tmp_path)]
+    cut_off = [record for record in records if record.error == failed.error]
+
+    assert status.frames_taken == 400 == sum(record.taken for record in records)
+    assert status.frames_written == sum(record.written for record in records)
+    assert all(record.taken == record.written + record.not_written for record in records)
+    assert all(record.not_written <= IN_HAND for record in cut_off)
+    if kind == "ome-tiff":
+        assert len(find_raw_files(tmp_path)) == status.frames_written
+
+
+def test_a_folder_is_told_before_its_first_frame(tmp_path: Path) -> None:
+    """The first word of each folder has the counts of those before it, to the frame."""
+    driven = Driven(camera_settings(frames=200, frames_per_run=30, out=str(tmp_path)))
+    until(lambda: driven.states[-1:] == ["off"], "the end")
+    assert driven.camera.stop(20)
+    first: dict[str, int] = {}
+    for status in driven.seen:
+        first.setdefault(status.run, status.frames_taken)
+    del first[""]
+
+    assert list(first.values()) == [0, 30, 60, 90, 120, 150, 180]
+    assert list(first) == [str(folder) for folder, _ in runs(tmp_path)]
+
+
+def test_a_fault_of_ours_costs_no_count_and_no_process(tmp_path: Path) -> None:
+    """Where taking a status fails the process is ended, its frames count, and another goes on."""
+
+    class Faulty(Driven):
+        pid = 0
+
+        def note(self) -> None:
+            super().note()
+            if not self.pid and self.camera.status.frames_written > 50:
+                self.pid = self.camera.pid or 0
+                raise ValueError("a fault of ours")
+
+    held = descriptors()
+    driven = Faulty(camera_settings(frames=300, out=str(tmp_path)))
+    failed = driven.failed()
+    ended = not Path(f"/proc/{driven.pid}").exists()
+    until(lambda: driven.states[-1] == "off", "the end")
+    assert driven.camera.stop(20)
+    records = [record for _, record in runs(tmp_path)]
+
+    assert failed.error == "the camera's process is left: ValueError: a fault of ours"
+    assert ended
+    assert [record.state for record in records] == ["failed", "complete"]
+    assert records[0].error == failed.error
+    assert driven.camera.status.frames_taken == 300 == sum(record.taken for record in records)
+    assert len(find_raw_files(tmp_path)) == driven.camera.status.frames_written
+    assert descriptors() == held
+    assert camera_threads() == []
 
 
 def test_signals_to_the_group_are_for_the_service(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 CHILD = "segbatch.acquire.camera.child"
 BEGINS_S = 60.0  # longest until its first line: its libraries may come from a cold disk
-FOLDERS_KEPT = 3  # the one that is written to, and those whose last frames may be under way
+FOLDERS_KEPT = 3  # at least: the one that is written to, and those whose records may not be final
 LETS_GO_S = 5.0  # longest that a killed process is waited for
 _logger = get_logger(__name__)
 
@@ -83,6 +83,7 @@ class CameraProcess:
         self._before = Counts()  # of the processes that have ended
         self._counts = Counts()  # of the one that runs
         self._folders: list[LeftFolder] = []  # the last that it made
+        self._lost = 0  # frames that its runs before had taken and not written
         self._finished = False
         self._why = ""  # it was killed by us
         self._stop = threading.Event()
@@ -137,7 +138,7 @@ class CameraProcess:
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             return True
-        self._kill(f"it did not end within {timeout_s:g} s and was killed")
+        self._kill(f"hangs: it did not end within {timeout_s:g} s and was killed")
         self._thread.join(LETS_GO_S)
         return False
 
@@ -147,13 +148,7 @@ class CameraProcess:
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         while not self._stop.is_set() and not self._is_done():
             begun = time.monotonic()
-            try:
-                error = self._drive()
-            except Exception as fault:
-                # A fault of ours must not end the camera for good; it is told with its place.
-                _logger.exception("the camera's process is left")
-                self._kill(f"{type(fault).__name__}: {fault}")
-                error = f"the camera's process is left: {type(fault).__name__}: {fault}"
+            error = self._drive()
             if error is None:
                 break
             _logger.error("the camera's process is gone", error=error)
@@ -169,24 +164,29 @@ class CameraProcess:
 
     def _drive(self) -> str | None:
         """Have one process drive the camera until it ends; return what it should not have."""
-        self._folders, self._counts, self._finished, self._why = [], Counts(), False, ""
+        self._folders, self._counts, self._lost = [], Counts(), 0
+        self._finished, self._why = False, ""
         try:
-            child = self._begin()
+            self._begin()
+            if self._child is not None:
+                self._follow(self._child)
         except OSError as refused:
-            return f"the camera's process cannot be started: {refused.strerror or refused}"
+            self._kill(f"cannot be started: {refused.strerror or refused}")
+        except Exception as fault:
+            # A fault of ours must not end the camera for good; it is told with its place.
+            _logger.exception("the camera's process is left")
+            self._kill(f"is left: {type(fault).__name__}: {fault}")
+        return self._let_go()
+
+    def _let_go(self) -> str | None:
+        """Have the process end, and count what it did; return what it should not have."""
+        child = self._child
         if child is None:
-            return None
-        lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        reader = threading.Thread(
-            target=_read, args=(child.stdout, lines), name="camera-reader", daemon=True
-        )
-        reader.start()
-        self._follow(lines)
-        reader.join()
+            return self._why or None
         try:
             code = child.wait(LETS_GO_S)
         except subprocess.TimeoutExpired:
-            self._kill("it closed its pipe and did not end")
+            self._kill("hangs: it closed its pipe and did not end")
             code = child.wait()
         with self._guard:
             self._child = None
@@ -199,15 +199,15 @@ class CameraProcess:
         self._before, self._counts = self._counts.after(self._before), Counts()
         return error
 
-    def _begin(self) -> subprocess.Popen[bytes] | None:
-        """Start the process; None where it is not wanted any more."""
+    def _begin(self) -> None:
+        """Start the process, unless it is not wanted any more."""
         settings = self._settings
         if settings.frames:
             left = settings.frames - self._before.taken
             settings = msgspec.structs.replace(settings, frames=left)
         with self._guard:
             if self._stop.is_set():
-                return None
+                return
             self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-P", "-m", CHILD],
                 stdin=subprocess.PIPE,
@@ -215,34 +215,57 @@ class CameraProcess:
                 bufsize=0,
             )
             self._tell(Begin(settings, self._port, self._min_free_gib, self._processors))
-            return self._child
 
     def _tell(self, line: Begin | Word) -> None:
         if self._child is not None:
             with contextlib.suppress(OSError):  # it is gone, which its own pipe tells
                 cast("BinaryIO", self._child.stdin).write(msgspec.json.encode(line) + b"\n")
 
-    def _follow(self, lines: queue.SimpleQueue[bytes | None]) -> None:
+    def _follow(self, child: subprocess.Popen[bytes]) -> None:
         """Take its lines until they end; end it where none comes, or none that can be read."""
-        patience_s = BEGINS_S
-        while True:
+        lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        reader = threading.Thread(
+            target=_read, args=(child.stdout, lines), name="camera-reader", daemon=True
+        )
+        reader.start()
+        patience_s, goes_on = BEGINS_S, True
+        while goes_on:
             try:
-                line = _next_of(lines, patience_s)
-                if line is None:
-                    return
-                self._take(msgspec.json.decode(line, type=CameraStatus))
-                patience_s = longest_answer_s(self._settings) + 2 * STUCK_S + BEAT_S
-            except queue.Empty:
-                self._kill(f"it did not say a word for {patience_s:.0f} s and was killed")
-                self._set(msgspec.structs.replace(self._status, state="failed", error=self._why))
-            except msgspec.DecodeError as error:
-                self._kill(f"what it says cannot be read ({error}); it was killed")
+                goes_on = self._hear(lines, patience_s)
+            except Exception as fault:
+                # As above; what it says until its end still counts.
+                _logger.exception("the camera's process is left")
+                self._kill(f"is left: {type(fault).__name__}: {fault}")
+            patience_s = longest_answer_s(self._settings) + 2 * STUCK_S + BEAT_S
+        reader.join()
+
+    def _hear(self, lines: queue.SimpleQueue[bytes | None], patience_s: float) -> bool:
+        """Take its next line; return whether another may come."""
+        try:
+            line = _next_of(lines, patience_s)
+            if line is None:
+                return False
+            told = msgspec.json.decode(line, type=CameraStatus)
+        except queue.Empty:
+            self._kill(f"hangs: it did not say a word for {patience_s:.0f} s and was killed")
+            self._set(msgspec.structs.replace(self._status, state="failed", error=self._why))
+        except msgspec.DecodeError as error:
+            self._kill(f"hangs: what it says cannot be read ({error}); it was killed")
+        else:
+            self._take(told)
+        return True
 
     def _take(self, told: CameraStatus) -> None:
-        if told.run and [Path(told.run)] != [each.folder for each in self._folders[-1:]]:
-            begins = LeftFolder(Path(told.run), told.counts)
-            self._folders = [*self._folders[1 - FOLDERS_KEPT :], begins]
         self._counts = told.counts
+        if told.state != "acquiring":
+            self._lost = told.frames_taken - told.frames_written
+        elif [Path(told.run)] != [each.folder for each in self._folders[-1:]]:
+            under_way_too = told.frames_taken - self._lost
+            before = msgspec.structs.replace(told.counts, written=under_way_too)
+            self._folders.append(LeftFolder(Path(told.run), before))
+        kept = self._folders
+        while len(kept) > FOLDERS_KEPT and kept[1].before.written <= told.frames_written:
+            del kept[0]
         self._finished = told.state == "off"
         self._retry.is_in(told.retry_in_s)
         if told.error and told.retry_in_s is None and told.error != self._status.error:
@@ -260,8 +283,8 @@ class CameraProcess:
 
     def _kill(self, why: str) -> None:
         with self._guard:
+            self._why = self._why or f"the camera's process {why}"
             if self._child is not None:
-                self._why = self._why or f"the camera's process hangs: {why}"
                 self._child.kill()
 
     def _ended_by(self, code: int) -> str:

@@ -3,8 +3,9 @@
     python -P -m segbatch.acquire.camera.child
 
 Its first line of input, a ``Begin``, says what to drive; the lines after it, each a ``Word``, say
-what is new. It answers with lines of its own, each a ``CameraStatus``: after each change, and in
-any case every ``BEAT_S``, by which the other end knows that it is not stuck.
+what is new. It answers with lines of its own, each a ``CameraStatus``: at once where a state or a
+folder begins, soon after counts change, and in any case every ``BEAT_S``, by which the other end
+knows that it is not stuck.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STUCK_S = 5.0  # longest without a beat, beyond what an answer of the core may t
 CAMERA_NICE = -10  # of -20: an image that nobody takes in time is lost, all else can wait
 CAMERA_REAL_TIME = 1  # of 99: before every thread that is not real-time, as soon as it is woken
 CORE_HANGS = 75  # exit code; the last status says of what
-PAUSE_S = 0.05  # between two lines: a reader wants the newest only
+PAUSE_S = 0.05  # between two lines that tell of counts: a reader wants the newest only
 _logger = log.get_logger(__name__)
 
 
@@ -86,29 +87,26 @@ def main() -> int:
 
 def _drive(begin: Begin, heard: BinaryIO, pipe: Pipe) -> int:
     """Run the session, and tell of it until it has ended or will not; return the exit code."""
-    changed = threading.Event()
-    session = CameraSession(
-        begin.settings, changed.set, port=begin.port, min_free_gib=begin.min_free_gib
-    )
+    teller = Teller(begin, pipe)
+    session = teller.session
     listener = Listener(heard, session, longest_end_s(begin.settings))
     session.start()
     bound_s = longest_answer_s(begin.settings) + STUCK_S
     _end_where_stuck(bound_s)
     while not session.wait(PAUSE_S):
         _end_where_stuck(bound_s)
-        changed.wait(BEAT_S)
-        changed.clear()
-        status = session.status
+        teller.changed.wait(BEAT_S)
+        teller.changed.clear()
         # Its run has ended by then, with all that could be saved.
-        if status.state == "failed" and hanging_core():
-            pipe.say_at_last(status)
+        if session.status.state == "failed" and hanging_core():
+            teller.tell_at_last()
             return CORE_HANGS
-        pipe.say(status)
+        teller.tell()
         if listener.should_have_ended:
             _logger.error("the camera does not let go: left", waiting_for=hanging_core())
             return CORE_HANGS
     faulthandler.cancel_dump_traceback_later()
-    pipe.say_at_last(session.status)
+    teller.tell_at_last()
     return 0
 
 
@@ -169,6 +167,45 @@ class Pipe:
     def _may_wait(self, may: bool) -> None:
         with suppress(OSError, AttributeError):  # not on Windows
             os.set_blocking(self._pipe, may)
+
+
+class Teller:
+    """Tells the other end how a session stands, which it makes; no line is older than the last.
+
+    Parameters
+    ----------
+    begin
+        What the session is to drive.
+    pipe
+        The way to the other end.
+    """
+
+    def __init__(self, begin: Begin, pipe: Pipe) -> None:
+        self.changed = threading.Event()
+        self._pipe = pipe
+        self._told = CameraStatus()
+        self._guard = threading.Lock()
+        self.session = CameraSession(
+            begin.settings, self._note, port=begin.port, min_free_gib=begin.min_free_gib
+        )
+
+    def tell(self) -> None:
+        """Say how it stands now."""
+        with self._guard:
+            self._told = self.session.status
+            self._pipe.say(self._told)
+
+    def tell_at_last(self) -> None:
+        """Say how it stands, however long that takes to be read."""
+        with self._guard:
+            self._pipe.say_at_last(self.session.status)
+
+    def _note(self) -> None:
+        now, told = self.session.status, self._told
+        # The counts by which the other end settles a folder are those before its first frame.
+        if (now.state, now.run) != (told.state, told.run):
+            self.tell()
+        self.changed.set()
 
 
 class Listener:

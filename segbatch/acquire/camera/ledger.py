@@ -109,7 +109,7 @@ class Ledger:
         self._start_ms = 0.0
         self._last_ms = 0.0
         self._after_overflow = False
-        self._ring_used = 0
+        self._ring_used = self._ring_capacity = 0
         self._told = self._recorded = 0.0
 
     @property
@@ -126,8 +126,8 @@ class Ledger:
     def counts(self) -> Counts:
         """Return where the run stands."""
         with self._guard:
-            capacity = self.part.record.ring_capacity
-            return Counts(self.taken, self._written, self._dropped, self._ring_used, capacity)
+            ring = self._ring_used, self._ring_capacity
+            return Counts(self.taken, self._written, self._dropped, *ring)
 
     def open(self, part: Part) -> None:
         """Count in a new folder from now; those in which nothing can be found any more are let go.
@@ -142,6 +142,7 @@ class Ledger:
                 if not each.ended or each.unsaved or _end(each.record) > settled
             ]
             self._parts.append(part)
+        self._recorded = 0.0  # whoever finds the folder cut off wants to know what took it
 
     def sequence_starts(self) -> None:
         """Time stamps count from now."""
@@ -177,7 +178,7 @@ class Ledger:
         """Note the ring buffer's state."""
         record = self.part.record
         self._ring_used = batch.left
-        record.ring_capacity = batch.capacity
+        record.ring_capacity = self._ring_capacity = batch.capacity
         record.ring_most_used = max(record.ring_most_used, batch.left + len(batch.shots))
 
     def overflowed(self) -> None:

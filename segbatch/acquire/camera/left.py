@@ -12,6 +12,7 @@ import msgspec
 
 from segbatch.acquire.camera.files import FRAME_NAME, PARTIAL_SUFFIX
 from segbatch.acquire.camera.hold import hold_left, hold_name
+from segbatch.acquire.camera.ledger import Counts
 from segbatch.acquire.camera.record import (
     RECORD_NAME,
     CameraRecord,
@@ -28,15 +29,16 @@ from segbatch.log import get_logger
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from segbatch.acquire.camera.ledger import Counts
-
 CUT_OFF = "the process or the machine ended while it took this run"
 _logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftFolder:
-    """A folder of a process that is gone, and what that had counted when it told of the folder."""
+    """A folder of a process that is gone, and what that had counted ``before`` its first frame.
+
+    Frames that were under way to earlier folders by then count as written.
+    """
 
     folder: Path
     before: Counts
@@ -51,7 +53,8 @@ def settle(folders: Sequence[LeftFolder], told: Counts, error: str) -> Counts:
     Parameters
     ----------
     folders
-        The last that it made, in their order; one that is gone meanwhile is left out.
+        The last that it made, in their order, without a gap; one that is gone meanwhile holds what
+        was told of it.
     told
         What it said last of all of them. The figures that are returned are not less.
     error
@@ -64,24 +67,37 @@ def settle(folders: Sequence[LeftFolder], told: Counts, error: str) -> Counts:
     msgspec.DecodeError
         A record is none.
     """
-    taken, written, dropped = told.taken, told.written, told.dropped
-    for each in folders:
-        if not each.folder.is_dir():
-            continue
-        # What it took last and did not note was told, and belongs to its last folder.
-        unnoted = told.taken - each.before.taken if each is folders[-1] else 0
-        record = _ended(each.folder, unnoted, error)
-        (each.folder / hold_name()).unlink(missing_ok=True)  # whose holder is dead
-        if not record.written:
-            leave_if_empty(each.folder)
-        taken = max(taken, each.before.taken + record.taken)
-        written = max(written, each.before.written + record.written)
-        dropped = max(dropped, each.before.dropped + record.dropped)
-    return msgspec.structs.replace(told, taken=taken, written=written, dropped=dropped)
+    stood = [*(each.before for each in folders), told]
+    found = stood[0]
+    for each, behind in zip(folders, stood[1:], strict=True):
+        # Each on top of what was found in those before, which may be less than what was taken.
+        found = _settled(each, behind, error).after(found)
+    return msgspec.structs.replace(
+        told,
+        taken=max(told.taken, found.taken),
+        written=max(told.written, found.written),
+        dropped=max(told.dropped, found.dropped),
+    )
 
 
-def _ended(folder: Path, unnoted: int, error: str) -> CameraRecord:
-    """Return the record of a folder, which is written where it did not come to its end."""
+def _settled(left: LeftFolder, behind: Counts, error: str) -> Counts:
+    """Return what came of one folder; ``behind`` is where the counts stood when it was left."""
+    taken = behind.taken - left.before.taken
+    if not left.folder.is_dir():
+        written = behind.written - left.before.written
+        return Counts(taken, written, behind.dropped - left.before.dropped)
+    record = _ended(left.folder, taken, error)
+    (left.folder / hold_name()).unlink(missing_ok=True)  # whose holder is dead
+    if not record.written:
+        leave_if_empty(left.folder)
+    return Counts(record.taken, record.written, record.dropped)
+
+
+def _ended(folder: Path, taken: int, error: str) -> CameraRecord:
+    """Return the record of a folder, which is written where it did not come to its end.
+
+    ``taken`` frames at least were taken for it, of which it may not have noted all.
+    """
     record = CameraRecord(started_at=now())
     with contextlib.suppress(FileNotFoundError):  # it had not come to that
         record = msgspec.json.decode((folder / RECORD_NAME).read_bytes(), type=CameraRecord)
@@ -90,7 +106,7 @@ def _ended(folder: Path, unnoted: int, error: str) -> CameraRecord:
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
     record.written = _frames_in(folder)
-    record.taken = max(record.taken, record.written, unnoted)
+    record.taken = max(record.taken, record.written, taken)
     record.not_written = record.taken - record.written
     record.state, record.error, record.ended_at = "failed", error, now()
     write_record(folder, record)

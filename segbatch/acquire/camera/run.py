@@ -59,7 +59,8 @@ class Run:
         Makes the folder of the run; called when all else is ready, and again for each further
         folder.
     listener
-        Is told the folder that is written to and the counts of all, a few times a second at most.
+        Is told the folder that is written to and the counts of all: of each folder before its first
+        frame, then a few times a second at most.
     sink
         Makes the writer of raw frames; by default that of ``settings.format``.
     on_folder
@@ -171,6 +172,7 @@ class Run:
         self.folder, self.record = folder, record
         if self._on_folder is not None:
             self._on_folder(folder, record)
+        self._ledger.tell(now=True)
         _logger.info(
             "acquisition goes on in a new folder" if record.first_frame else "acquisition begins",
             run=str(folder),

@@ -139,7 +139,6 @@ class CameraSession:
                 settings,
                 lambda: new_run_folder(out),
                 self._follow,
-                on_folder=lambda folder, _: self._set(state="acquiring", run=str(folder)),
                 min_free_gib=self.min_free_gib,
                 waits=self._waits,
             ).take(self._stop)
