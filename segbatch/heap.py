@@ -36,6 +36,12 @@ def keep_what_was_freed() -> None:
         library.mallopt(_M_TOP_PAD, 1 << 24)
 
 
+def give_back() -> None:
+    """Give whole pages of what was freed back to the system; takes some milliseconds."""
+    with suppress(*_OTHER_LIBRARY):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Heap:
     """Gives back what was freed, when work has come to rest and every now and then.
 
@@ -52,5 +58,4 @@ class Heap:
         due_s = AT_WORK_EVERY_S if busy else AT_REST_EVERY_S
         if self._used and time.monotonic() - self._tidied_at >= due_s:
             self._used, self._tidied_at = False, time.monotonic()
-            with suppress(*_OTHER_LIBRARY):
-                ctypes.CDLL(None).malloc_trim(0)
+            give_back()

@@ -93,16 +93,23 @@ def export_engine(
     Example:
       segbatch export-engine
       segbatch export-engine beads.json --frames /data/run42
-      segbatch export-engine beads.json --engine openvino --precision int8
+      segbatch export-engine beads.json --precision int8 --frames /data/run42
     """
     if importlib.util.find_spec("onnx") is None:
         raise UsageError(
             "onnx is not installed", "the learn extra", "pip install 'segbatch[learn]'"
         )
+    try:
+        _export(rebuild, dry_run=dry_run, as_json=as_json, **options, model=model)
+    except (KeyboardInterrupt, SystemExit):
+        click.echo("stopped: an engine is written whole or not at all", err=True)
+        raise
+
+
+def _export(rebuild: str | None, *, dry_run: bool, as_json: bool, **options: Any) -> None:
     from segbatch.learn.export.command import Wish, export_engine_command, rebuild_wish
 
-    given = {key: value for key, value in options.items() if value is not None}
-    wish = Wish(model=model, **given)
+    wish = Wish(**{key: value for key, value in options.items() if value is not None})
     if rebuild is not None:
         if wish != Wish(frames=wish.frames):
             raise UsageError(
@@ -116,21 +123,24 @@ def export_engine(
 
 @main.command("engine-info")
 @click.argument("file", type=click.Path(exists=True))
+@click.option("--arch", default="", help="Of a FILE that is weights alone, as it was taken in.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON on stdout.")
-def engine_info(file: str, as_json: bool) -> None:
-    """Print what is known of FILE: an engine, its manifest, or a model's manifest.
+def engine_info(file: str, arch: str, as_json: bool) -> None:
+    """Print what is known of FILE: an engine, its manifest, or a model.
 
     Says whether the engine fits this machine and its model, and if not, why;
-    of a model, which engines were made of it.
+    of a model, which engines were made of it. A model is a manifest, or
+    whatever else `process --model` has taken in before.
 
     \b
     Example:
       segbatch engine-info beads.openvino-int8.engine.json
       segbatch engine-info beads.json
+      segbatch engine-info beads.pt
     """
     from segbatch.service.commands.engine_info import engine_info_command
 
-    engine_info_command(Path(file), as_json=as_json)
+    engine_info_command(Path(file), arch, as_json=as_json)
 
 
 @main.command()

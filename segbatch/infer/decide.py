@@ -122,13 +122,15 @@ def decide_classes(
     Returns
     -------
     confidence, entropy, pixels
-        As from ``decide_binary``, by softmax.
+        As from ``decide_binary``, by softmax; NaN where counted logits are not finite, or
+        further apart than float32 reaches.
     """
     confidence = entropy = 0.0
     pixels = 0
     for top in range(0, mask.shape[0], BLOCK_ROWS):
         rows = slice(top, top + BLOCK_ROWS)
-        found = _decide_block(logits[:, rows], mask[rows], counted)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = _decide_block(logits[:, rows], mask[rows], counted)
         confidence, entropy, pixels = confidence + found[0], entropy + found[1], pixels + found[2]
     return confidence, entropy, pixels
 

@@ -24,8 +24,6 @@ log = get_logger(__name__)
 # Throughput of a stream of n threads, over n streams of one thread, falls as
 # n**-0.28 (docs/decisions/0012-streams.md).
 THREADS_LOSS = 0.28
-# Frames of networks that no halo makes exact overlap by twice this.
-BLEND_HALO_PX = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +35,10 @@ class Layout:
     streams: int
 
 
-def halo_of(halo_px: int | None, margin_px: int) -> int:
-    """Return by how many pixels tiles overlap on each side; None: of tiles that are blended."""
-    return max(BLEND_HALO_PX if halo_px is None else halo_px, margin_px)
-
-
 def layout_for(
     shape: tuple[int, int],
     stride: int,
-    halo_px: int | None,
+    halo: int,
     opened: Opened,
     settings: Settings,
     margin_px: int = 0,
@@ -58,8 +51,8 @@ def layout_for(
         (Y, X), pixels.
     stride
         Of the network.
-    halo_px
-        Of the network; None where tiles are blended.
+    halo
+        By how many pixels tiles overlap on each side (``Manifest.tile_halo_px``).
     opened
         The engine, with its measured need of memory and the limit.
     settings
@@ -74,9 +67,9 @@ def layout_for(
         Not even the smallest tile fits into the memory allowed, or the engine
         takes tiles of one size that is too small for the halo.
     SettingsError
-        ``tile_px`` leaves nothing between its halos.
+        ``tile_px`` leaves nothing between its halos, or ``tile_px`` and
+        ``batch`` want more memory than is allowed.
     """
-    halo = halo_of(halo_px, margin_px)
     if opened.engine.input_shape is not None:
         found = _of_engine(shape, stride, halo, opened.engine.input_shape, margin_px)
         _tell_of_ignored(shape, stride, halo, opened.engine, settings, margin_px, found)
@@ -99,14 +92,35 @@ def layout_for(
         if best is None or work <= best[0]:
             best = work, Layout(grid, min(batch, grid.count), streams)
     if best is None:
-        side = 2 * halo + stride if settings.tile_px == "auto" else settings.tile_px
-        gib = side * side * batch * opened.bytes_per_px / (1 << 30)
-        raise EngineError(
-            f"{opened.memory_bytes / (1 << 30):.2f} GiB left of memory_gib for tiles",
-            f"{gib:.2f} GiB: {batch} of {side} x {side} px at {opened.bytes_per_px:.0f} bytes each",
-            "raise memory_gib, or lower tile_px or batch",
-        )
+        raise _too_little(shape, stride, halo, opened, settings, margin_px)
     return best[1]
+
+
+def _too_little(
+    shape: tuple[int, int],
+    stride: int,
+    halo: int,
+    opened: Opened,
+    settings: Settings,
+    margin: int,
+) -> EngineError | SettingsError:
+    """Say how much memory tiles would take: of the settings' own size, or the smallest."""
+    left = f"{opened.memory_bytes / (1 << 30):.2f} GiB left of memory_gib for tiles"
+    batch = 1 if settings.batch == "auto" else settings.batch
+    rows = columns = 2 * halo + stride
+    if settings.tile_px != "auto":
+        rows, columns = forced(shape, stride, halo, settings.tile_px, margin).tile_shape
+    gib = rows * columns * batch * opened.bytes_per_px / (1 << 30)
+    need = (
+        f"{gib:.2f} GiB: {batch} of {rows} x {columns} px at {opened.bytes_per_px:.0f} bytes each"
+    )
+    if settings.tile_px == settings.batch == "auto":
+        return EngineError(left, need, "raise memory_gib")
+    return SettingsError(
+        f"tile_px = {settings.tile_px}, batch = {settings.batch}: {need}",
+        f"no more than the {left}",
+        "lower tile_px or batch, or raise memory_gib",
+    )
 
 
 def _of_engine(

@@ -16,7 +16,7 @@ from segbatch.errors import EngineError, UsageError
 from segbatch.infer import decide
 from segbatch.infer.blend import Blend
 from segbatch.infer.engine.door import open_engine
-from segbatch.infer.layout import Layout, halo_of, layout_for, shape_for_engine
+from segbatch.infer.layout import Layout, layout_for, shape_for_engine
 from segbatch.infer.normalise import fill, scale_of, seen_by
 from segbatch.infer.objects import areas_of, labels_of
 from segbatch.log import get_logger
@@ -219,8 +219,8 @@ class Segmenter:
         if taken is None:
             return shape
         manifest = self._manifest
-        halo = halo_of(manifest.halo_px if manifest.exact_tiling else None, manifest.margin_px)
-        return shape_for_engine(shape, manifest.stride or 1, halo, taken, manifest.margin_px)
+        stride, halo = manifest.stride or 1, manifest.tile_halo_px
+        return shape_for_engine(shape, stride, halo, taken, manifest.margin_px)
 
     def _layout(self, shape: tuple[int, int]) -> Layout:
         with self._laying_out:
@@ -230,16 +230,15 @@ class Segmenter:
 
     def _laid_out(self, shape: tuple[int, int]) -> Layout:
         manifest = self._manifest
-        halo = manifest.halo_px if manifest.exact_tiling else None
         found = layout_for(
             shape,
             manifest.stride or 1,
-            halo,
+            manifest.tile_halo_px,
             self._opened,
             self._settings,
             manifest.margin_px,
         )
-        blended = halo is None and found.grid.count > 1
+        blended = not manifest.exact_tiling and found.grid.count > 1
         log.info(
             "frames laid out",
             shape=shape,
@@ -341,19 +340,22 @@ class Segmenter:
         self, work: _Work, logits: NDArray[np.float32], rows: slice, columns: slice
     ) -> tuple[float, float, int]:
         """Write one region of the mask, and of the probabilities where wanted."""
-        self._require_finite(logits.max())  # the maximum of anything and NaN is NaN
+        self._require_finite(logits.max(), logits.min())  # of anything and NaN they are NaN
         mask = work.mask[rows, columns]
         counted = decide.counted_rows(work.mask.size, rows.start)
         if self._outputs == 1:
             if work.probabilities is not None:
                 work.probabilities[rows, columns] = decide.sigmoid(logits[0])
-            return decide.decide_binary(logits[0], self._threshold, mask, counted)
-        if work.probabilities is not None:
-            work.probabilities[:, rows, columns] = decide.softmax(logits)
-        return decide.decide_classes(logits, mask, counted)
+            sums = decide.decide_binary(logits[0], self._threshold, mask, counted)
+        else:
+            if work.probabilities is not None:
+                work.probabilities[:, rows, columns] = decide.softmax(logits)
+            sums = decide.decide_classes(logits, mask, counted)
+        self._require_finite(*sums)
+        return sums
 
-    def _require_finite(self, value: Any) -> None:
-        if not np.isfinite(value):
+    def _require_finite(self, *values: Any) -> None:
+        if not np.isfinite(values).all():
             raise EngineError(
                 f"{self.info.engine} in {self.info.precision} gave logits that are not finite",
                 "finite logits",

@@ -158,12 +158,14 @@ def axis(length: int, stride: int, halo: int, tile: int, margin: int = 0) -> Axi
     SettingsError
         The tile leaves nothing between its two halos.
     """
-    padded, halo, tile = up(length + margin, stride), up(halo, stride), tile // stride * stride
+    wished, tile = tile, tile // stride * stride
+    padded, halo = up(length + margin, stride), up(halo, stride)
     if tile >= padded:
         return Axis(length, padded, padded, halo, 1)
     if tile - 2 * halo < stride:
         raise SettingsError(
-            f"tiles of {tile} px with a halo of {halo} px on each side",
+            f"tile_px = {wished}: tiles of {tile} px, whole strides of {stride} px, with a halo of "
+            f"{halo} px on each side",
             f"tile_px of at least {2 * halo + stride}: two halos and one stride of the network",
             f"set tile_px to {2 * halo + stride} or more, or to auto",
         )

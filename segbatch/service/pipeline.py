@@ -156,6 +156,9 @@ class Pipeline:
         """Tell whether the engine still segments a frame that cannot be at fault."""
         try:
             self._segmenter().segment(np.zeros(_TRIAL_SHAPE, np.uint16), 16)
+        except SegbatchError as error:
+            _logger.error("the engine fails on a blank frame", why=str(error))
+            return False
         except Exception:
             _logger.exception("the engine fails on a blank frame")
             return False

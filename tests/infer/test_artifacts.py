@@ -203,8 +203,6 @@ def test_a_file_that_is_no_network_is_refused_before_it_is_loaded_here(
     [
         {"precision": "int8"},
         {"engine": "onnxruntime", "precision": "int8"},
-        {"engine": "tensorrt"},
-        {"engine": "tensorrt_rtx", "precision": "fp16"},
     ],
 )
 def test_what_was_never_made_names_the_command_that_makes_it(

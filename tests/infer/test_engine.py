@@ -13,11 +13,13 @@ from structlog.testing import capture_logs
 
 from segbatch.errors import EngineError
 from segbatch.infer.engine import cache
+from segbatch.infer.engine.choice import why_no_tensorrt
 from segbatch.infer.engine.door import open_engine
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Model, Parity
 from segbatch.infer.engine.models import open_model
 from segbatch.infer.engine.probe import Probe, probe
+from segbatch.infer.engine.tensorrt.driver import ask_driver, driver_there
 from segbatch.settings import Settings
 from tests.infer.conftest import MakeModel
 
@@ -111,6 +113,38 @@ def test_what_was_named_is_never_replaced(given: dict[str, str], make_model: Mak
 
     with pytest.raises(EngineError, match="signal 8"):
         open_engine(model, msgspec.convert(given, Settings))
+
+
+def test_the_remedy_for_int8_can_be_carried_out(make_model: MakeModel) -> None:
+    """INT8 that was never made asks for frames, and is written though another is faster."""
+    model = open_model(make_model().file)
+    with pytest.raises(EngineError, match="nothing was made") as caught:
+        open_engine(model, Settings(precision="int8"))
+
+    assert "--frames FOLDER" in caught.value.remedy
+    assert caught.value.remedy.endswith(" --force")
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt_rtx"])
+def test_without_a_gpu_the_remedy_is_no_export(engine: str, make_model: MakeModel) -> None:
+    """Where TensorRT cannot run, that is said, and no engine is asked for that nobody can make."""
+    if why_no_tensorrt(engine) == "":
+        pytest.skip("TensorRT runs here")
+    model = open_model(make_model().file)
+    with pytest.raises(EngineError, match=r"nothing was made .* cannot run here") as caught:
+        open_engine(model, msgspec.convert({"engine": engine}, Settings))
+
+    assert "export-engine" not in caught.value.remedy
+    assert "--engine auto" in caught.value.remedy
+
+
+def test_a_driver_is_asked_of_those_with_a_gpu() -> None:
+    """Where no driver is, its remedy does not tell a PC without a GPU to install one."""
+    if driver_there():
+        pytest.skip("a driver is installed")
+    told = str(ask_driver())
+
+    assert told.endswith("remedy: where this PC has an NVIDIA GPU, install its driver")
 
 
 def test_onnxruntime_has_no_bf16(make_model: MakeModel) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from structlog.testing import capture_logs
 
 from segbatch.errors import ModelError, UsageError
-from segbatch.infer.engine import adopt, cache
-from segbatch.infer.engine.manifest import load_model
+from segbatch.infer.engine import adopt, cache, reading
+from segbatch.infer.engine.artifact import EngineManifest, manifest_path, write_artifact
+from segbatch.infer.engine.digest import sha256_of
+from segbatch.infer.engine.manifest import Model, load_model
 from segbatch.infer.engine.models import open_model
 from tests.infer.conftest import MakeModel
 
@@ -67,6 +70,69 @@ def test_a_named_model_that_is_missing_is_an_error(name: str, tmp_path: Path) ->
     """Nothing is taken in place of a model that was named."""
     with pytest.raises(ModelError, match=name):
         open_model(tmp_path / name)
+
+
+def engine_of(model: Model, precision: Literal["bf16", "int8"]) -> Path:
+    """Write an engine's manifest beside a model and return the file that it names."""
+    own = precision == "int8"
+    file = model.file.with_name("net.onnxruntime-int8.13d18c4e9c52.onnx") if own else model.file
+    if own:
+        file.write_bytes(model.file.read_bytes() + b"\0")
+    manifest = EngineManifest(
+        model="net",
+        file=file.name,
+        sha256=sha256_of(file),
+        source_sha256=model.manifest.sha256,
+        engine="onnxruntime",
+        version="1",
+        precision=precision,
+    )
+    manifest_file = model.file.with_suffix(".json")
+    write_artifact(manifest, manifest_path(manifest_file, "onnxruntime", precision))
+    return file
+
+
+@pytest.mark.parametrize("name", ["", "net.onnxruntime-int8.engine.json"])
+def test_an_engine_is_no_model(name: str, make_model: MakeModel) -> None:
+    """Who names an engine, or its manifest, is told the model that it was made of."""
+    model = make_model()
+    engine = engine_of(model, "int8")
+    with pytest.raises(ModelError, match=r"an engine of net\.json") as caught:
+        open_model(engine.with_name(name) if name else engine)
+
+    assert caught.value.remedy == f"name {model.file.with_suffix('.json')}"
+
+
+def test_an_engine_without_its_model_is_no_model(make_model: MakeModel) -> None:
+    """An engine is refused also where the model that it was made of is gone."""
+    model = make_model()
+    engine = engine_of(model, "int8")
+    model.file.with_suffix(".json").unlink()
+    with pytest.raises(ModelError, match=r"an engine of net\.json") as caught:
+        open_model(engine)
+
+    assert "name that model" in caught.value.remedy
+
+
+@pytest.mark.learn
+def test_a_network_that_passed_in_a_precision_is_no_engine(make_model: MakeModel) -> None:
+    """The manifest of a precision that passed names the network itself, which stays a model."""
+    model = make_model(net={"seed": 38})
+    network = engine_of(model, "bf16")
+    network.with_suffix(".json").unlink()
+    (network.parent / "broken.openvino-int8.engine.json").write_text("{")
+
+    assert open_model(network).manifest.name == "net"
+
+
+@pytest.mark.parametrize("schema", ["segbatch.run/1", "segbatch.qc/1"])
+def test_other_files_of_segbatch_are_no_model(schema: str, tmp_path: Path) -> None:
+    """A record of a run is called that, and nobody is asked to write it again."""
+    (tmp_path / "segbatch_run.json").write_text(f'{{"schema": "{schema}", "model": {{}}}}')
+    with pytest.raises(ModelError, match=f"a file of {schema}, no model") as caught:
+        open_model(tmp_path / "segbatch_run.json")
+
+    assert "write it again" not in caught.value.remedy
 
 
 def test_changed_network_is_refused(make_model: MakeModel) -> None:
@@ -157,7 +223,7 @@ def test_a_network_that_takes_too_long_is_refused(
     """The process that reads a network is ended after its time."""
     file = make_model(net={"seed": 36}).file
     file.with_suffix(".json").unlink()
-    monkeypatch.setattr(adopt, "TIMEOUT_S", 0.01)
+    monkeypatch.setattr(reading, "TIMEOUT_S", 0.01)
 
     with pytest.raises(ModelError, match="not read within"):
         open_model(file)
@@ -170,7 +236,7 @@ def test_a_network_that_needs_too_much_memory_is_refused(
     """The process that reads a network takes no more memory than it is given."""
     file = make_model(net={"seed": 37}).file
     file.with_suffix(".json").unlink()
-    monkeypatch.setattr(adopt, "MEMORY_GIB", 0.05)
+    monkeypatch.setattr(reading, "MEMORY_GIB", 0.05)
 
     with pytest.raises(ModelError, match=r"net\.onnx"):
         open_model(file)

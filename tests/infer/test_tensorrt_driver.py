@@ -97,6 +97,46 @@ def test_an_interpreter_that_is_gone_becomes_words(monkeypatch: pytest.MonkeyPat
     assert "cannot be started" in (why_unusable("tensorrt_rtx") or "")
 
 
+def leave_with(code: str, answer: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a library's process write ``answer`` to standard output, do ``code`` and end."""
+    wholly = f"import os\nos.write(1, {answer!r})\n{code}\nos._exit(0)\n"
+    put_on_path("tensorrt", wholly, folder, monkeypatch)
+
+
+def test_a_signal_without_a_name_becomes_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is ended by a signal of no name is reported with the signal's number."""
+    leave_with("os.kill(os.getpid(), 40)", b"", tmp_path, monkeypatch)
+
+    assert "signal 40" in ask("tensorrt").why
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"", b"bye\n", b"[unloaded] \xff\n", b'{"level": "info"}\n', b"{\n", b"{}x\n", b"[]\n7\n"],
+)
+def test_what_a_library_prints_is_no_answer(
+    noise: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may print before and after the answer whatever it likes."""
+    found = Answer("the NVIDIA driver shows no GPU", version="11.0")
+    said = noise + b"\n" + msgspec.json.encode(found) + b"\n" + noise
+    leave_with("", said, tmp_path, monkeypatch)
+
+    assert ask("tensorrt") == found
+
+
+@pytest.mark.parametrize("said", [b"", b"bye\n", b'{"level": "info"}\n', b'{"why": 3}\n', b"\xff"])
+def test_no_answer_becomes_words(
+    said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends well without an answer is one that cannot be relied on."""
+    leave_with("", said, tmp_path, monkeypatch)
+
+    assert "cannot be tried" in ask("tensorrt").why
+
+
 def count_askers(
     answer: Answer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], int]:

@@ -6,6 +6,7 @@ The GPU is pretended (see ``pretend_gpu``); order, memory and what is copied are
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,9 @@ from segbatch.infer.engine.tensorrt.runtime import Runner
 from tests.infer.pretend_gpu import PretendDevice, PretendProgram
 
 SHAPE = (2, 1, 8, 12)
+PATIENCE_S = 20.0
+# Much longer than it takes to go past a slot that is lent.
+A_WHILE_S = 0.3
 
 
 @pytest.fixture
@@ -59,13 +63,15 @@ def test_slots_overlap(device: PretendDevice) -> None:
     with ThreadPoolExecutor(2) as threads, ring.lend() as first, ring.lend() as second:
         first.input[...], second.input[...] = 1, 2
         waiting = [threads.submit(slot.run, ("logits",)) for slot in (first, second)]
-        device_has = set()
-        while device_has != {1.0, 2.0}:
+        give_up_at = time.monotonic() + PATIENCE_S
+        taken_in: set[float] = set()
+        while taken_in != {1.0, 2.0} and time.monotonic() < give_up_at:
             arrays = [memory.view(np.float32) for memory in device.memory.values()]
-            device_has = {float(each[0]) for each in arrays if each.size == 2 * 96} - {0.0}
+            taken_in = {float(each[0]) for each in arrays if each.size == 2 * 96} - {0.0}
         hold.set()
         found = [each.result()["logits"].max() for each in waiting]
 
+    assert taken_in == {1.0, 2.0}
     assert found == [2.0, 4.0]
     ring.close()
 
@@ -203,38 +209,79 @@ def test_warming_up_copies_nothing_back(device: PretendDevice) -> None:
     runner.close()
 
 
-def test_closing_waits_for_what_is_lent(device: PretendDevice) -> None:
+def test_closing_waits_for_what_is_lent() -> None:
     """Closing waits until the last frame has its answer, and afterwards nothing is lent."""
+    device = PretendDevice()  # one that has nothing left to do, for which closing would wait
     runner = Runner(device, PretendProgram(device, SHAPE), 2)
-    closing = threading.Thread(target=runner.close)
+    closing = threading.Thread(target=runner.close, daemon=True)
 
     with runner.request(SHAPE) as request:
         request.input[...] = 4
-        closing.start()
         assert request.infer().max() == 8
+        closing.start()
+        closing.join(A_WHILE_S)
         assert closing.is_alive()
-    closing.join()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
 
     with pytest.raises(EngineError, match="closed"), runner.request(SHAPE):
         pass
     runner.close()
+    device.close()
+
+
+def ask_until_told(runner: Runner, told: list[str]) -> list[threading.Thread]:
+    """Start eight threads that ask for a slot again and again, until one says why there is none."""
+
+    def ask() -> None:
+        try:
+            while True:
+                with runner.request(SHAPE) as request:
+                    request.infer()
+        except EngineError as error:
+            told.append(error.got)
+
+    # Of daemons the test process does not wait for one that is never told.
+    asking = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+    for each in asking:
+        each.start()
+    return asking
+
+
+def wait_for(*threads: threading.Thread) -> None:
+    """Wait until all have ended, but not for ever."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    for each in threads:
+        each.join(max(0.0, give_up_at - time.monotonic()))
 
 
 def test_those_who_wait_are_told(device: PretendDevice) -> None:
     """Threads that wait for a slot when the ring is closed are told so, all of them."""
     runner = Runner(device, PretendProgram(device, SHAPE), 1)
+    told: list[str] = []
+    lent = runner.request(SHAPE)
+    lent.__enter__()
 
-    def ask() -> str:
-        try:
-            with runner.request(SHAPE) as request:
-                request.infer()
-        except EngineError as error:
-            return error.got
-        return "served"
-
-    with ThreadPoolExecutor(8) as threads:
-        answers = [threads.submit(ask) for _ in range(40)]
+    def give_back_and_close() -> None:
+        lent.__exit__(None, None, None)
         runner.close()
-        found = {each.result() for each in answers}
 
-    assert found <= {"served", "an engine that was closed"}
+    asking = ask_until_told(runner, told)
+    closing = threading.Thread(target=give_back_and_close, daemon=True)
+    closing.start()
+    wait_for(closing, *asking)
+
+    assert told == ["an engine that was closed"] * 8
+
+
+def test_closing_has_its_turn(device: PretendDevice) -> None:
+    """Threads that ask for a slot again and again do not keep the ring from being closed."""
+    runner = Runner(device, PretendProgram(device, SHAPE), 1)
+    told: list[str] = []
+    asking = ask_until_told(runner, told)
+    closing = threading.Thread(target=runner.close, daemon=True)
+    closing.start()
+    wait_for(closing, *asking)
+
+    assert not closing.is_alive()
+    assert told == ["an engine that was closed"] * 8

@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine import adopt, cache
+from segbatch.infer.engine import cache, reading
+from segbatch.infer.engine.artifact import engines_of
 from segbatch.infer.engine.manifest import load_model
 from segbatch.infer.engine.models import open_model
 from tests.infer.networks import draw_unet
@@ -89,22 +90,21 @@ import sys, time
 from pathlib import Path
 from segbatch.infer.engine import adopt
 source, mine, others = map(Path, sys.argv[1:])
-real = adopt._run
+real = adopt.read_apart
 def run(*arguments):
     made = real(*arguments)
     mine.touch()
     while not others.exists():
         time.sleep(0.01)
     return made
-adopt._run = run
+adopt.read_apart = run
 kept = adopt.adopt(source)
 print(kept, kept.stat().st_ino)
 """
 
 
-def test_two_processes_that_take_in_one_network_keep_one(tmp_path: Path) -> None:
-    """Who is second uses what the first has kept, and leaves it as it is."""
-    draw_unet(tmp_path / "net.onnx", depth=1)
+def two_at_once(tmp_path: Path) -> list[str]:
+    """Take a network in by two processes at once; return which file each has, and its inode."""
     marks = [tmp_path / "first", tmp_path / "second"]
     both = [
         subprocess.Popen(
@@ -114,7 +114,13 @@ def test_two_processes_that_take_in_one_network_keep_one(tmp_path: Path) -> None
         )
         for order in (marks, marks[::-1])
     ]
-    said = [process.communicate()[0].splitlines()[-1] for process in both]
+    return [process.communicate()[0].splitlines()[-1] for process in both]
+
+
+def test_two_processes_that_take_in_one_network_keep_one(tmp_path: Path) -> None:
+    """Who is second uses what the first has kept, and leaves it as it is."""
+    draw_unet(tmp_path / "net.onnx", depth=1)
+    said = two_at_once(tmp_path)
     kept, inode = said[0].rsplit(" ", 1)
 
     assert said[0] == said[1]
@@ -139,7 +145,7 @@ def test_nothing_else_is_left_behind(
         monkeypatch.setenv(name, str(tmp_path / "tmp"))
     if ended:
         torch.jit.script(Endless()).save(tmp_path / "net.pt")
-        monkeypatch.setattr(adopt, "TIMEOUT_S", 6.0)
+        monkeypatch.setattr(reading, "TIMEOUT_S", 6.0)
         with pytest.raises(ModelError, match="not read within"):
             open_model(tmp_path / "net.pt")
     else:
@@ -163,16 +169,63 @@ def test_modules_of_the_current_folder_are_not_imported(
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_is_damaged_is_made_again_beside_it(tmp_path: Path) -> None:
-    """A damaged model is made again, and is not removed under another's hands."""
+@pytest.mark.parametrize("damage", ["network", "no network", "manifest"])
+def test_what_is_damaged_is_put_right_in_its_place(damage: str, tmp_path: Path) -> None:
+    """A damaged model is told, and made again where its engines are, which serve it as before."""
+    draw_unet(tmp_path / "net.onnx", depth=1)
+    first = open_model(tmp_path / "net.onnx")
+    manifest_file = first.file.with_suffix(".json")
+    engine = first.file.with_name("net.openvino-bf16.engine.json")
+    engine.write_text("{}")
+    whole, told = first.file.read_bytes(), manifest_file.read_bytes()
+    if damage == "network":
+        first.file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    elif damage == "no network":
+        first.file.unlink()
+    else:
+        manifest_file.write_bytes(told[:-20])
+    with capture_logs() as lines:
+        second = open_model(tmp_path / "net.onnx")
+    [warned] = [line for line in lines if "damaged" in line["event"]]
+
+    assert second == first
+    assert (first.file.read_bytes(), manifest_file.read_bytes()) == (whole, told)
+    assert engines_of(manifest_file, first.manifest.sha256) == [engine]
+    assert warned["log_level"] == "warning"
+    assert str(first.file.parent) in warned["why"]
+    assert [each.name for each in kept_files()] == [
+        first.file.parent.parent.name,
+        first.file.parent.name,
+    ]
+
+
+def test_two_processes_that_put_one_network_right_keep_one(tmp_path: Path) -> None:
+    """A damaged model that two processes make again at once is whole, and in its place."""
     draw_unet(tmp_path / "net.onnx", depth=1)
     first = open_model(tmp_path / "net.onnx")
     first.file.write_bytes(b"damaged")
-    second = open_model(tmp_path / "net.onnx")
+    said = two_at_once(tmp_path)
 
-    assert second.manifest == first.manifest
-    assert second.file.parent != first.file.parent
-    assert open_model(tmp_path / "net.onnx") == second
+    assert {Path(each.rsplit(" ", 1)[0]) for each in said} == {first.file.with_suffix(".json")}
+    assert load_model(first.file.with_suffix(".json")) == first
+    assert len(kept_files()) == 2
+
+
+def test_its_steps_are_logged(tmp_path: Path) -> None:
+    """While a network is taken in, the log says what is being done and that it may take long."""
+    draw_unet(tmp_path / "net.onnx", depth=1)
+    with capture_logs() as lines:
+        open_model(tmp_path / "net.onnx")
+    events = [line["event"] for line in lines if line["log_level"] == "info"]
+
+    assert events == [
+        "model is taken in; large networks take minutes",
+        "reading the network",
+        "trying the network on noise",
+        "finding the network's halo",
+        "model taken in",
+    ]
+    assert {line["model"] for line in lines} == {str(tmp_path / "net.onnx")}
 
 
 def package(folder: Path, **changes: object) -> Package:
@@ -236,6 +289,38 @@ def test_a_model_is_called_after_what_is_named_now(tmp_path: Path) -> None:
     names = [open_model(tmp_path / name).manifest.name for name in named]
 
     assert names == ["one", "two", "three", "four", "one", "three"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("ä.onnx", "ä"),
+        ("a\u0308.onnx", "ä"),
+        ("mein Netz ü ö.onnx", "mein_Netz_ü_ö"),
+        ("細胞核.v2.onnx", "細胞核.v2"),
+        ("कोशिका.onnx", "कोशिका"),
+        ("a'b$c\u202e.onnx", "a_b_c"),
+        ("½ .onnx", "½"),
+        ("(!).onnx", "model"),
+    ],
+)
+def test_letters_of_any_script_stay_in_a_name(file: str, name: str, tmp_path: Path) -> None:
+    """A model keeps the letters of its file's name, composed; what is unsafe becomes ``_``."""
+    draw_unet(tmp_path / "net.onnx", depth=1)
+    (tmp_path / "net.onnx").rename(tmp_path / file)
+    opened = open_model(tmp_path / file)
+
+    assert opened.manifest.name == name
+    assert opened.file.name == f"{name}.onnx"
+
+
+def test_letters_of_any_script_stay_in_a_package_s_name(tmp_path: Path) -> None:
+    """A package is called as it says, and a long name is cut between two letters."""
+    first = open_model(package(tmp_path / "one", name="Zellkerne, groß").write())
+    second = open_model(package(tmp_path / "two", name="細" * 200).write())
+
+    assert first.manifest.name == "Zellkerne_groß"
+    assert second.manifest.name == "細" * 60
 
 
 def test_a_manifest_does_not_tell_where_its_source_lay(tmp_path: Path) -> None:

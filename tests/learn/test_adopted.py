@@ -8,18 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from structlog.testing import capture_logs
+from torch import nn
 
 from segbatch.infer.engine import adopted, cache
 from segbatch.infer.engine.manifest import load_model
 from segbatch.infer.engine.models import open_model
 from tests.infer.networks import draw_unet
 from tests.service.test_nothing_lost import in_mount, needs_mount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = [pytest.mark.learn, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -94,7 +101,7 @@ def test_an_intake_that_nobody_waits_for_ends() -> None:
 
 
 def test_half_a_model_is_not_used(tmp_path: Path) -> None:
-    """A model that lost its end, as a power cut leaves it, is made again."""
+    """A model that lost its end, as a power cut leaves it, is made again in its place."""
     source = drawn(tmp_path, "net")
     folder = elsewhere(source)
     network, manifest_file = folder / "net.onnx", folder / "net.json"
@@ -103,8 +110,8 @@ def test_half_a_model_is_not_used(tmp_path: Path) -> None:
         network.write_bytes(half)
         manifest_file.write_bytes(half_told)
         opened = open_model(source)
-        assert opened.file.read_bytes() == whole
-        assert opened.file != network
+        assert opened.file == network
+        assert (network.read_bytes(), manifest_file.read_bytes()) == (whole, told)
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +244,70 @@ def test_beyond_a_size_those_used_least_lately_go(
     assert [folder.exists() for folder in kept] == [False, False, True]
 
 
+class Endless(nn.Module):
+    """A network that has no answer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Never return."""
+        while bool(x.sum() < 1e30):
+            x = x * 1.0
+        return x
+
+
+def readers(folder: Path) -> list[str]:
+    """Return the processes that read a network in a folder."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (each / "cmdline").read_bytes().split(b"\0")
+            if b"segbatch.learn.intake" in words and str(folder).encode() in b" ".join(words):
+                found.append(each.name)
+    return found
+
+
+def until(reached: Callable[[], bool]) -> bool:
+    """Wait for something, at most a minute; return whether it was reached."""
+    return any(reached() or time.sleep(0.05) for _ in range(1200))
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes there")
+def test_a_killed_intake_takes_its_reader_along(tmp_path: Path) -> None:
+    """Where ``process`` is killed, so is what reads for it, and the next intake tidies up."""
+    torch.jit.script(Endless()).save(tmp_path / "endless.pt")
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPEN, str(tmp_path / "endless.pt")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert until(lambda: len(readers(tmp_path)) == 1)
+    time.sleep(3.0)  # in which it gets to run the network
+    process.kill()
+    process.wait()
+
+    assert until(lambda: not readers(tmp_path))
+    assert len(list(models().glob(f"*/{adopted.BEING_MADE}*"))) == 1
+    elsewhere(drawn(tmp_path, "net"))
+    assert not list(models().glob(f"*/{adopted.BEING_MADE}*"))
+
+
+def test_a_folder_that_is_worked_in_stays(tmp_path: Path) -> None:
+    """The folder of an intake stays however old it is, and goes once its process has ended."""
+    made = elsewhere(drawn(tmp_path, "net"))
+    working = made.parent / f"{adopted.BEING_MADE}now"
+    working.mkdir()
+    with ExitStack() as ends:
+        adopted.mark_being_made(working, ends)
+        aged(working)
+        adopted.sweep()
+        assert working.exists()
+    adopted.sweep()
+
+    assert not working.exists()
+    assert load_model(made / "net.json")
+
+
 def test_what_killed_processes_left_is_swept_up(tmp_path: Path) -> None:
-    """Folders of an intake that was killed go after a day, those of one that may run do not."""
+    """Folders without a lock, where it is not known who works in them, go after a day."""
     made = elsewhere(drawn(tmp_path, "net"))
     old, young = (made.parent / f"{adopted.BEING_MADE}{name}" for name in ("old", "young"))
     for folder in (old, young):

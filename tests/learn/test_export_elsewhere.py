@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from segbatch.infer.engine.choice import choose
 from segbatch.infer.engine.models import open_model
 from segbatch.settings import Settings
 from tests.infer.conftest import MakeModel
+from tests.learn.packages import plain
 
 SHAPE = ("--frame-shape", "96x128")
 pytestmark = pytest.mark.learn
@@ -73,3 +75,27 @@ def test_an_architecture_is_refused_where_there_is_one(
     assert done.exit_code == 2, done.output
     assert "smp-unet-resnet34 with model" in done.output
     assert "leave --arch out" in done.output
+
+
+@pytest.mark.parametrize("kind", ["plain.onnx", "package"])
+def test_what_was_made_of_a_source_is_found_by_its_name(
+    kind: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    """`engine-info` of a network from elsewhere, or of its package, lists the engine of it."""
+    source = tmp_path / "theirs" / kind
+    source.parent.mkdir()
+    if kind == "package":
+        plain(source).write()
+    else:
+        source.write_bytes(make_model(net={"seed": 44}).file.read_bytes())
+    asked = ["engine-info", str(source), "--json"]
+    before = CliRunner().invoke(main, asked)
+    options = [*SHAPE, "--engine", "openvino", "--precision", "fp32", "--force", "--json"]
+    made = CliRunner().invoke(main, ["export-engine", str(source), *options])
+    written = json.loads(made.stdout)["written"]
+    after = CliRunner().invoke(main, asked)
+
+    assert before.exit_code == 3, before.output
+    assert "no model was taken in from it" in json.loads(before.stdout)["error"]["got"]
+    assert f"segbatch export-engine {source}" in json.loads(before.stdout)["error"]["remedy"]
+    assert json.loads(after.stdout)["engines_made"] == {written: "yes"}

@@ -70,7 +70,7 @@ for content in contents:
         verdict = Verdict(passed=True, tolerance=0.999, least_iou=0.98, reference="",
                           likeness=[alike])
         entry = Entry(("onnxruntime", "int8"), "new", made, verdict, ms=1.0)
-        material = Material((96, 128), (1, 1, 96, 128), [], [])
+        material = Material((96, 128), [], [])
         result = Result(model, material, [entry], Offer([], {}))
         write(result, entry, made, folder, made_in, "")
 """

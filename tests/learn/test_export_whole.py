@@ -15,7 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from segbatch.cli import main
+from segbatch.errors import StorageError
 from segbatch.infer.engine.models import open_model
+from segbatch.learn.export.command import Wish, export_engine_command
 from segbatch.learn.export.workplace import put_in_place, workplace
 from tests.infer.conftest import MakeModel
 from tests.service.test_nothing_lost import as_mere_user, in_mount, needs_mount
@@ -70,6 +72,7 @@ def test_an_export_that_is_stopped_leaves_nothing(
 
     assert process.returncode == 128 + number, said
     assert "Traceback" not in said
+    assert "stopped: an engine is written whole or not at all" in said
     assert names(out) == set()
 
 
@@ -183,6 +186,18 @@ def test_a_folder_that_is_not_ours_is_found_before_the_work(out: str, tmp_path: 
     assert "--out DIR" in error["remedy"]
     assert "preparing frames" not in done.stderr
     assert names(locked) == set()
+
+
+def test_a_folder_that_cannot_be_written_is_no_dead_end_for_rebuild(tmp_path: Path) -> None:
+    """Where an engine cannot be made again in its place, the command for another one is told."""
+    (tmp_path / "file").touch()
+    manifest_file = str(tmp_path / "file" / "net.openvino-fp32.engine.json")
+    out = str(tmp_path / "file" / "made")
+    wish = Wish(model="net.json", precision="fp32", out=out, force=True, rebuild=manifest_file)
+    with pytest.raises(StorageError) as caught:
+        export_engine_command(wish, dry_run=False, as_json=False)
+
+    assert "segbatch export-engine net.json --precision fp32 --out DIR" in caught.value.remedy
 
 
 def test_the_folder_is_looked_at_before_the_model_is_taken_in(tmp_path: Path) -> None:

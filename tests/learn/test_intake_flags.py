@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from segbatch.errors import ModelError
+from segbatch.infer.engine.artifact import EngineManifest, write_artifact
 from segbatch.infer.engine.manifest import Fixed, load_model
+from segbatch.learn.checkpoint import Card, save_checkpoint
+from segbatch.learn.intake import load_network
+from segbatch.learn.nets import build
 from tests.infer.networks import draw_unet
+from tests.learn.forms import TINY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +45,7 @@ def test_what_the_caller_says_wins(tmp_path: Path) -> None:
         (["--normalisation", "magic"], 2, "magic"),
         (["--class", "a", "--class", "b"], 3, "2 class names"),
         (["--channel", "7"], 3, "channel 7"),
+        (["--name", "../ö"], 3, "../"),
         (["--output", "nothing"], 3, "nothing"),
     ],
 )
@@ -51,3 +58,29 @@ def test_wrong_flags_are_named(flags: list[str], code: int, named: str, tmp_path
 
     assert done.returncode == code
     assert named in json.loads(done.stdout)["got"]
+
+
+def test_an_engine_is_not_taken_in(tmp_path: Path) -> None:
+    """Who takes in an engine's own network, by its file or its manifest, is told its model."""
+    draw_unet(tmp_path / "net.onnxruntime-int8.0123456789ab.onnx", outputs=1)
+    manifest = EngineManifest(
+        model="net",
+        file="net.onnxruntime-int8.0123456789ab.onnx",
+        sha256="1" * 64,
+        source_sha256="2" * 64,
+        engine="onnxruntime",
+        version="1",
+        precision="int8",
+    )
+    write_artifact(manifest, tmp_path / "net.onnxruntime-int8.engine.json")
+    for name in (manifest.file, "net.onnxruntime-int8.engine.json"):
+        with pytest.raises(ModelError, match=r"an engine of net\.json"):
+            load_network(tmp_path / name, tmp_path / "out")
+
+
+def test_a_checkpoint_is_not_written_elsewhere(tmp_path: Path) -> None:
+    """What a checkpoint says that it is called leads to no other folder."""
+    card = Card(name="../ü", classes=["a"], architecture=TINY, normalisation=Fixed(0.0, 1.0))
+    save_checkpoint(tmp_path / "c.pt", build(TINY, 4).eval(), card)
+
+    assert load_network(tmp_path / "c.pt", tmp_path / "out") == tmp_path / "out" / "ü.json"

@@ -270,6 +270,45 @@ def test_a_manifest_of_no_sense_is_said(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "schema", "said"),
+    [
+        ("segbatch_run.json", "segbatch.run/1", "the account of a run"),
+        ("img_0001_qc.json", "segbatch.qc/1", "the QC record of frames"),
+        ("stack_qc.jsonl", "segbatch.qc/1", "the QC record of frames"),
+        ("other.json", "segbatch.simulated/1", "another file of segbatch"),
+    ],
+)
+def test_files_of_a_run_are_named_for_what_they_are(
+    name: str, schema: str, said: str, own_cache: Path
+) -> None:
+    """A file that a run wrote is no broken manifest: exit code 2, and it is to be left as it is."""
+    line = json.dumps({"schema": schema, "frame": {}})
+    (own_cache / name).write_text(f"{line}\n{line}\n" if name.endswith("l") else line)
+    error = run("engine-info", str(own_cache / name), code=2)["error"]
+
+    assert said in error["got"]
+    assert schema in error["got"]
+    assert "leave that file as it is" in error["remedy"]
+
+
+def test_a_precision_that_is_not_the_names_does_not_fit(own_cache: Path) -> None:
+    """A manifest that was changed to another precision than its name says is told not to fit."""
+    answer = run("engine-info", str(leave(own_cache / "made", precision="fp16")))
+
+    assert answer["fits"].startswith("no: ")
+    assert "its name says openvino int8, and its manifest openvino fp16" in answer["fits"]
+
+
+def test_a_hint_of_the_selftest_can_be_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it names to make an engine makes it, slower than another one or not."""
+    kinds = (selftest.KINDS[0], ("onnxruntime", "int8"))
+    monkeypatch.setattr(selftest, "KINDS", kinds)
+    why = run("selftest")["engines"][1]["why"]
+
+    assert why.endswith("segbatch export-engine --engine onnxruntime --precision int8 --force")
+
+
 @pytest.mark.parametrize("kind", ["frame.tif", "empty", "empty.onnx", "empty.json"])
 def test_other_files_are_no_engines(kind: str, own_cache: Path) -> None:
     """A frame and empty files end with exit code 3 and what was wanted."""

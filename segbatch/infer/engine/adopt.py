@@ -1,32 +1,36 @@
 """Networks without a manifest of ours: taken in once by the learning room, and kept.
 
-The learning room runs in a process of its own, which torch and a hostile file may end, with a
-limit on its time and memory.
+The learning room runs in a process of its own, which torch and a hostile file may end
+(``reading``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from segbatch import __version__
-from segbatch.errors import ModelError, StorageError, UsageError
-from segbatch.infer.engine.adopted import BEING_MADE, hold, tidy
+from segbatch.errors import EngineError, ModelError, UsageError
+from segbatch.infer.engine.adopted import (
+    BEING_MADE,
+    hold,
+    mark_being_made,
+    sweep,
+    tidy,
+    unwritten,
+)
+from segbatch.infer.engine.artifact import SUFFIX, read_manifest
 from segbatch.infer.engine.cache import cache_folder
 from segbatch.infer.engine.digest import sha256_of
-from segbatch.infer.engine.manifest import load_model
+from segbatch.infer.engine.manifest import load_model, named_an_engine
+from segbatch.infer.engine.reading import read_apart
 from segbatch.log import get_logger
 
-TIMEOUT_S = 900.0
-MEMORY_GIB = 16.0
 DESCRIPTIONS = ("bioimageio.yaml", "rdf.yaml", "bioimageio.yml", "rdf.yml")
 # By which a refusal guesses; nothing else does.
 ENDINGS = (".onnx", ".pt", ".pth", ".pt2", ".ckpt", ".zip")
@@ -45,12 +49,13 @@ def adopt(source: Path, arch: str = "") -> Path:
     Raises
     ------
     ModelError
-        It was refused, or took too long.
+        It is an engine that was made of a model, was refused, or took too long.
     UsageError
         It was not taken in yet, and the learn extra is not installed.
     StorageError
         The cache folder has no room, or cannot be written.
     """
+    refuse_engine(source)
     main = main_file(source)
     folder = cache_folder() / "models" / _key(source, main, arch)
     manifest_file = _known(folder, main)
@@ -65,6 +70,35 @@ def adopt(source: Path, arch: str = "") -> Path:
             remedy="python -m segbatch.learn.intake --help",
         )
     return manifest_file
+
+
+def known(source: Path, arch: str = "") -> Path | None:
+    """Return the manifest of a network that was taken in on an earlier day; None without one.
+
+    Raises
+    ------
+    ModelError
+        ``source`` is no file and no folder of a package, or cannot be read.
+    """
+    main = main_file(source)
+    return _known(cache_folder() / "models" / _key(source, main, arch), main)
+
+
+def refuse_engine(source: Path) -> None:
+    """Raise ModelError where a file is an engine, or the manifest of one.
+
+    What stands in the manifests beside it tells: an engine may be an ONNX file like any other.
+    """
+    if source.name.endswith(SUFFIX):
+        raise named_an_engine(source, source)
+    for manifest_file in sorted(source.parent.glob(f"*{SUFFIX}")):
+        try:
+            engine = read_manifest(manifest_file)
+        except EngineError:
+            continue
+        # A precision that passed the gate is the network itself.
+        if engine.file == source.name and engine.sha256 != engine.source_sha256:
+            raise named_an_engine(source, manifest_file)
 
 
 def main_file(source: Path) -> Path:
@@ -137,15 +171,15 @@ def _take_in(source: Path, folder: Path, arch: str) -> Path:
             "the learn extra, which reads such networks",
             "pip install 'segbatch[learn]', or name a manifest NAME.json",
         )
-    log.info("model is taken in", model=str(source))
+    log.info("model is taken in; large networks take minutes", model=str(source))
     began = time.monotonic()
-    made = _room(folder)
-    try:
-        manifest_file = _publish(_run(source, made, arch), folder)
-    except OSError as error:
-        raise _unwritten(str(error.strerror)) from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    sweep()
+    with ExitStack() as ends:
+        try:
+            made = _room(folder, ends)
+            manifest_file = _publish(read_apart(source, made, arch), folder)
+        except OSError as error:
+            raise unwritten(str(error.strerror)) from error
     hold(manifest_file)
     tidy(manifest_file)
     manifest = load_model(manifest_file).manifest
@@ -162,6 +196,15 @@ def _take_in(source: Path, folder: Path, arch: str) -> Path:
     return manifest_file
 
 
+def _room(wanted: Path, ends: ExitStack) -> Path:
+    """Make a folder to work in below the one to keep the model in; it goes with ``ends``."""
+    wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = Path(tempfile.mkdtemp(prefix=BEING_MADE, dir=wanted))
+    ends.callback(shutil.rmtree, made, ignore_errors=True)
+    mark_being_made(made, ends)
+    return made
+
+
 def _publish(made: Path, folder: Path) -> Path:
     """Move a model to where it is kept, or return the same one of a process that was faster."""
     source = load_model(made).manifest.source
@@ -170,74 +213,14 @@ def _publish(made: Path, folder: Path) -> Path:
     try:
         made.parent.rename(kept.parent)
     except OSError:
+        if not kept.parent.is_dir():
+            raise
         try:
             load_model(kept)
-        except ModelError:
-            # Damaged. It stays, because another process may be putting it right: what is
-            # removed between a look and the removal could be whole by then.
-            kept = folder / f"{kept.parent.name}{made.parent.parent.name}" / made.name
-            made.parent.rename(kept.parent)
+        except ModelError as error:
+            log.warning("a kept copy of a model was damaged and is put right", why=error.got)
+            # In its place, where its engines are. Another process may be doing the same: what
+            # it puts there is made of the same files.
+            made.with_suffix(".onnx").replace(kept.with_suffix(".onnx"))
+            made.replace(kept)
     return kept
-
-
-def _room(wanted: Path) -> Path:
-    """Make a folder to work in below the one to keep the model in."""
-    try:
-        wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Path(tempfile.mkdtemp(prefix=BEING_MADE, dir=wanted))
-    except OSError as error:
-        raise _unwritten(str(error.strerror)) from error
-
-
-def _unwritten(why: str) -> StorageError:
-    return StorageError(
-        f"cache folder {cache_folder()} cannot be written: {why}",
-        "a cache folder with room for the model",
-        "make room there, set XDG_CACHE_HOME to another folder, or write a model beside your "
-        "data: python -m segbatch.learn.intake SOURCE FOLDER",
-    )
-
-
-def _run(source: Path, folder: Path, arch: str) -> Path:
-    """Run the learning room's command and return the manifest that it wrote."""
-    model, temporary = folder / "model", folder / "tmp"
-    temporary.mkdir()
-    # Neither modules of the current folder, nor temporary files that outlive an ended process.
-    command = [sys.executable, "-P", "-m", "segbatch.learn.intake"]
-    command += [str(source.absolute()), str(model)]
-    command += ["--memory-gib", str(MEMORY_GIB), *(["--arch", arch] if arch else [])]
-    try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            env={
-                # Its threads would wait by spinning, beside whatever else computes here.
-                "OMP_WAIT_POLICY": "PASSIVE",
-                **os.environ,
-                **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)),
-            },
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(
-            f"model {source}: not read within {TIMEOUT_S:.0f} s",
-            "a network that is read sooner",
-            "export it as ONNX where it was trained",
-        ) from error
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise ModelError(
-            f"model {source}: the process that read it ended: {said[0][:300]}",
-            "a network that can be read",
-            "export it as ONNX where it was trained, and give that file",
-        ) from None
-    if done.returncode == 0:
-        return Path(answer["manifest"])
-    if done.returncode == StorageError.exit_code:
-        raise _unwritten(str(answer["got"]).rpartition(": ")[2])
-    kind = UsageError if done.returncode == UsageError.exit_code else ModelError
-    raise kind(answer["got"], answer["wanted"], answer["remedy"])

@@ -13,6 +13,8 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
+from segbatch.errors import StorageError
+from segbatch.filelock import try_lock
 from segbatch.infer.engine.artifact import SUFFIX
 from segbatch.infer.engine.cache import cache_folder
 from segbatch.log import get_logger
@@ -25,8 +27,10 @@ BEING_REMOVED: Final = ".removed-"
 UNUSED_S: Final = 90 * 86400.0
 # Of all of them; those that were used last stay.
 MOST_BYTES: Final = 20 << 30
-# After which nobody can still be making or removing one.
+# After which nobody can still be making or removing one, where no lock tells.
 LEFT_BEHIND_S: Final = 86400.0
+LOCK_NAME: Final = ".lock"
+_LOCK_TEXT: Final = b"of segbatch, which takes a model in: removed with its folder once unlocked\n"
 log = get_logger(__name__)
 # Open while this process runs, by device and inode.
 _held: dict[tuple[int, int], int] = {}
@@ -57,6 +61,38 @@ def hold(manifest_file: Path) -> bool:
     return True
 
 
+def unwritten(why: str) -> StorageError:
+    """Return what a person is told where the cache folder cannot be written."""
+    return StorageError(
+        f"cache folder {cache_folder()} cannot be written: {why}",
+        "a cache folder with room for the model",
+        "make room there, set XDG_CACHE_HOME to another folder, or write a model beside your "
+        "data: python -m segbatch.learn.intake SOURCE FOLDER",
+    )
+
+
+def mark_being_made(folder: Path, ends: ExitStack) -> None:
+    """Mark a folder as one that this process works in, until ``ends`` or the process does.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
+    """
+    handle = ends.enter_context((folder / LOCK_NAME).open("wb", buffering=0))
+    with suppress(OSError):  # no locks on this file system: by its age it is told
+        if try_lock(handle):
+            handle.write(_LOCK_TEXT)
+
+
+def sweep() -> None:
+    """Remove what processes that were ended left behind."""
+    now = time.time()
+    with suppress(OSError):
+        for folder in (cache_folder() / "models").iterdir():
+            _sweep(folder, now)
+
+
 def tidy(added: Path) -> None:
     """Remove what nobody uses, now that the model of manifest ``added`` was added.
 
@@ -72,8 +108,7 @@ def tidy(added: Path) -> None:
             old = now - used > UNUSED_S
             if entry != added.parent and (old or (left < 0 and not engines)):
                 _remove(entry, engines, "not used for 90 days" if old else "room is needed")
-        for folder in (cache_folder() / "models").iterdir():
-            _sweep(folder, now)
+    sweep()
 
 
 def _entries() -> list[tuple[float, Path]]:
@@ -107,11 +142,21 @@ def _sweep(folder: Path, now: float) -> None:
     for each in folder.glob(".*"):
         if each.name.startswith((BEING_MADE, BEING_REMOVED)):
             with suppress(OSError):
-                if now - each.stat().st_mtime > LEFT_BEHIND_S:
+                if _is_left(each, now):
                     shutil.rmtree(each, ignore_errors=True)
     with suppress(OSError):
         if now - folder.stat().st_mtime > LEFT_BEHIND_S:
             folder.rmdir()  # only where it is empty
+
+
+def _is_left(folder: Path, now: float) -> bool:
+    """Tell whether nobody works in a folder any more."""
+    lock = folder / LOCK_NAME
+    with suppress(OSError):
+        if lock.stat().st_size:  # it is written to once it is locked
+            with lock.open("rb+", buffering=0) as handle:
+                return try_lock(handle)
+    return now - folder.stat().st_mtime > LEFT_BEHIND_S
 
 
 if sys.platform == "win32":

@@ -98,6 +98,9 @@ def why_no_tensorrt(flavour: str) -> str:
 
 def why_unfit(manifest: EngineManifest, manifest_file: Path, source_sha256: str) -> str:
     """Say why an engine that is whole must not run here; empty where it may."""
+    named, made = " ".join(kind_of(manifest_file)), f"{manifest.engine} {manifest.precision}"
+    if named != made:
+        return f"its name says {named or 'nothing'}, and its manifest {made}"
     if manifest.source_sha256 != source_sha256:
         return f"it was made of another network, SHA-256 {manifest.source_sha256}"
     if manifest.parity is None:
@@ -239,15 +242,38 @@ def _not_made(model: Model, settings: Settings) -> EngineError:
             "use --precision fp32, or --engine openvino",
         )
     named = f"{'any engine' if engine == 'auto' else engine}, precision {precision}"
+    nothing = f"nothing was made of model {model.manifest.name} for {named}"
+    if engine in TENSORRT and (told := _why_no_flavour(engine)):
+        why, _, remedy = told.partition("; remedy: ")
+        return EngineError(
+            f"{nothing}, and it cannot run here: {why}",
+            "a GPU, its driver and the library",
+            f"{remedy or 'segbatch doctor says more'}; or use --engine auto",
+        )
     # A model that was taken in lies in a cache folder that the user never named.
     words = [settings.model or str(_manifest_file(model))]
     words += ["--arch", settings.arch] if settings.arch else []
-    named_model = "" if model.file.parent == SHIPPED.parent else f" {shlex.join(words)}"
+    shipped = model.file.parent == SHIPPED.parent
+    named_model = "" if shipped else f" {shlex.join(words)}"
+    if precision == "int8" and not shipped:
+        options += " --frames FOLDER"
     return EngineError(
-        f"nothing was made of model {model.manifest.name} for {named}",
+        nothing,
         "an engine made beforehand, beside the model",
-        f"segbatch export-engine{named_model}{options}",
+        # Whoever names a kind wants it, slower than another or not.
+        f"segbatch export-engine{named_model}{options} --force",
     )
+
+
+def _why_no_flavour(engine: str) -> str:
+    """Say why no engine of what the settings call ``engine`` can run here; empty where one can."""
+    reasons = [why_no_tensorrt(each) for each in (TENSORRT if engine == "tensorrt" else (engine,))]
+    if "" in reasons:
+        return ""
+    from segbatch.infer.engine.tensorrt.flavour import installed
+
+    there = [why for each, why in zip(TENSORRT, reasons, strict=False) if each in installed()]
+    return (there or reasons)[0]
 
 
 def _built_in(model: Model, settings: Settings) -> Choice:

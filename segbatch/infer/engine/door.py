@@ -96,8 +96,14 @@ def open_engine(model: Model, settings: Settings) -> Opened:
     """
     threads = available_threads() if settings.threads == "auto" else settings.threads
     chosen = choose(model, settings)
-    memory = max(0.0, settings.memory_gib * GIB - chosen.trial.fixed_bytes)
-    engine = open_chosen(chosen, threads, memory)
+    try:
+        engine, memory = _open_within(chosen, settings, threads)
+    except EngineError:
+        # An export may have put another in its place since it was chosen.
+        before, chosen = chosen, choose(model, settings)
+        if chosen.file == before.file:
+            raise
+        engine, memory = _open_within(chosen, settings, threads)
     log.info(
         "engine opened",
         engine=engine.name,
@@ -112,6 +118,12 @@ def open_engine(model: Model, settings: Settings) -> Opened:
     made = chosen.artifact.manifest if chosen.artifact is not None else None
     decides = made is not None and made.decides and made.threshold in (None, threshold)
     return Opened(engine, threads, chosen.trial.bytes_per_px, memory, decides and engine.decides)
+
+
+def _open_within(chosen: Choice, settings: Settings, threads: int) -> tuple[Engine, float]:
+    """Return the engine, and the bytes that it leaves of the limit."""
+    memory_bytes = max(0.0, settings.memory_gib * GIB - chosen.trial.fixed_bytes)
+    return open_chosen(chosen, threads, memory_bytes), memory_bytes
 
 
 def open_chosen(chosen: Choice, threads: int, memory_bytes: float = float("inf")) -> Engine:

@@ -11,9 +11,12 @@ import msgspec
 from msgspec import Meta
 
 from segbatch.errors import ModelError
+from segbatch.infer.engine import artifact
 from segbatch.infer.engine.digest import sha256_of
 
 SCHEMA: Final = "segbatch.model/1"
+# Tiles of networks that no halo makes exact overlap by twice this.
+BLEND_HALO_PX: Final = 128
 
 
 class DatasetMax(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dataset_max"):
@@ -124,6 +127,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: dict[str, Any] = {}
     source: Source | None = None
 
+    @property
+    def tile_halo_px(self) -> int:
+        """By how many pixels tiles overlap on each side, exact or blended."""
+        known = self.halo_px if self.exact_tiling else None
+        return max(BLEND_HALO_PX if known is None else known, self.margin_px)
+
     def content_sha256(self) -> str:
         """Hash of the manifest's content, independent of its layout on disk."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
@@ -147,15 +156,15 @@ def load_model(manifest_file: Path) -> Model:
         or is not the file the manifest was written for.
     """
     try:
-        manifest = msgspec.json.decode(manifest_file.read_bytes(), type=Manifest)
+        content = manifest_file.read_bytes()
     except OSError as error:
         raise ModelError(
             f"manifest {manifest_file}: {error.strerror}", "a readable file"
         ) from error
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ModelError(
-            f"manifest {manifest_file}: {error}", f"a {SCHEMA} manifest", "write it again"
-        ) from error
+        raise _no_manifest(manifest_file, content, str(error)) from error
     if Path(manifest.file).name != manifest.file:
         raise ModelError(
             f"manifest {manifest_file}: file = {manifest.file!r}",
@@ -182,6 +191,39 @@ def load_model(manifest_file: Path) -> Model:
             "put back the file the manifest was written for, or export the model again",
         )
     return Model(manifest, network)
+
+
+class _Told(msgspec.Struct, frozen=True):
+    schema: str = SCHEMA
+
+
+def _no_manifest(file: Path, content: bytes, why: str) -> ModelError:
+    """Return the refusal of a file that is no model's manifest."""
+    try:
+        schema = msgspec.json.decode(content, type=_Told).schema
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        schema = SCHEMA
+    if file.name.endswith(artifact.SUFFIX):
+        return named_an_engine(file, file)
+    if schema.partition("/")[0] != SCHEMA.partition("/")[0]:
+        return ModelError(
+            f"{file}: a file of {schema}, no model",
+            f"a {SCHEMA} manifest",
+            "name a model: NAME.json, beside its network NAME.onnx",
+        )
+    return ModelError(f"manifest {file}: {why}", f"a {SCHEMA} manifest", "write it again")
+
+
+def named_an_engine(named: Path, manifest_file: Path) -> ModelError:
+    """Return the refusal of an engine, or of its manifest, where a model was to be named."""
+    engine, precision = artifact.kind_of(manifest_file)
+    stem = manifest_file.name.removesuffix(artifact.SUFFIX)
+    model = manifest_file.with_name(f"{stem.removesuffix(f'.{engine}-{precision}')}.json")
+    return ModelError(
+        f"{named}: an engine of {model.name}",
+        "the model that it was made of; its engines are found with it",
+        f"name {model}" if model.is_file() else "name that model, or none for the shipped one",
+    )
 
 
 def write_manifest(manifest: Manifest, manifest_file: Path) -> None:

@@ -28,6 +28,7 @@ ON_GPU: tuple[Kind, ...] = tuple((f, p) for f in TENSORRT for p in ("fp16", "fp3
 # What `--precision auto` tries there, one after the other until one passes: each takes long to
 # build, and int8 gains little over fp16 and costs its accuracy.
 AUTO_ON_GPU = ("fp16", "fp32")
+NO_FRAMES = "it is calibrated on your own frames: --frames PATH"
 log = get_logger(__name__)
 
 
@@ -99,7 +100,7 @@ def offered(
     reasons = {kind: _declined(model, *kind) for kind in known}
     for kind in known:
         if kind[1] == "int8" and not calibrates:
-            reasons[kind] = reasons[kind] or "it is calibrated on your own frames: --frames PATH"
+            reasons[kind] = reasons[kind] or NO_FRAMES
     if engine == "auto" and not reasons.get(("openvino", "fp32"), "-"):
         for kind in known:
             if kind[0] == "onnxruntime":
@@ -116,6 +117,12 @@ def offered(
     offer = Offer(
         [group for group in groups if group], {kind: why for kind, why in reasons.items() if why}
     )
+    if not offer.groups and NO_FRAMES in offer.declined.values():
+        raise EngineError(
+            "int8 without frames to calibrate on",
+            "frames as they will come, with objects in them",
+            "name them: --frames FOLDER",
+        )
     if not offer.groups:
         raise EngineError(
             "; ".join(offer.told()),

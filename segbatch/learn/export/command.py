@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from segbatch.errors import EngineError, UsageError
-from segbatch.infer.engine.artifact import Side, kind_of, own_folder, read_manifest
+from segbatch.errors import EngineError, ModelError, StorageError, UsageError
+from segbatch.infer.engine.artifact import (
+    Side,
+    kind_of,
+    own_folder,
+    read_manifest,
+    rebuild_command,
+)
 from segbatch.infer.engine.cache import cache_folder
 from segbatch.infer.engine.models import SHIPPED, open_model
 from segbatch.infer.engine.tables import LIKENESS, figures, print_table
@@ -33,6 +39,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line asks for; ``model`` is empty for the shipped one.
 
     ``exact`` asks for the very engine that is named, where one name stands for two flavours.
+    ``rebuild`` is the manifest of an engine that is made again, from which the rest was read.
     """
 
     model: str = ""
@@ -45,9 +52,13 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     arch: str = ""
     force: bool = False
     exact: bool = False
+    rebuild: str = ""
 
     def command(self) -> str:
         """Return the command line that wishes the same."""
+        if self.rebuild:
+            again = rebuild_command(Path(self.rebuild))
+            return again + (f" --frames {shlex.quote(self.frames)}" if self.frames else "")
         words = ["segbatch", "export-engine", *([self.model] if self.model else [])]
         for key, value in (
             ("engine", self.engine if self.engine != "auto" else ""),
@@ -76,8 +87,24 @@ def export_engine_command(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
     StorageError
         The folder cannot be written.
     """
+    try:
+        _export(wish, dry_run=dry_run, as_json=as_json)
+    except StorageError as error:
+        if not wish.rebuild:
+            raise
+        elsewhere = msgspec.structs.replace(wish, rebuild="", out="DIR").command()
+        raise StorageError(
+            error.got, error.wanted, f"let it be written to, or export into another: {elsewhere}"
+        ) from error
+
+
+def _export(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
     if wish.out:  # before a model is taken in, which may take minutes
         require_writable(Path(wish.out))
+    if wish.model and not Path(wish.model).exists():
+        raise ModelError(
+            f"model {wish.model}: no such file", "an existing file or folder", "check the path"
+        )
     model = open_model(wish.model, wish.arch)
     folder = _folder(wish, model)
     require_writable(folder)
@@ -96,6 +123,7 @@ def export_engine_command(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
         offer,
         tolerance=wish.tolerance,
         force=wish.force,
+        forced_by="--rebuild" if wish.rebuild else "--force",
         command=wish.command(),
     )
     if as_json:
@@ -137,6 +165,7 @@ def rebuild_wish(manifest_file: Path, frames: str = "") -> Wish:
         frames=frames,
         force=True,  # what was asked for by name is made, slower or not
         exact=True,
+        rebuild=str(manifest_file),
     )
     try:
         told = read_manifest(manifest_file)
@@ -145,7 +174,16 @@ def rebuild_wish(manifest_file: Path, frames: str = "") -> Wish:
         return wish
     frames = frames or str(told.options.get("frames", ""))
     if frames and not Path(frames).exists():
-        log.warning("the frames it was made with are gone, others are taken", frames=frames)
+        again = f"{rebuild_command(manifest_file)} --frames FOLDER"
+        if precision == "int8":
+            raise UsageError(
+                f"the frames that {manifest_file.name} was calibrated on are gone: {frames}",
+                "frames as they will come, to calibrate on",
+                again,
+            )
+        log.warning(
+            "the frames it was compared on are gone, and are left out", frames=frames, remedy=again
+        )
         frames = ""
     return msgspec.structs.replace(
         wish,
@@ -213,6 +251,8 @@ def _answer(result: Result) -> dict[str, Any]:
                 "engine": entry.kind[0],
                 "precision": entry.kind[1],
                 "role": entry.role,
+                "folder": str(entry.folder) if entry.folder is not None else None,
+                "outcome": entry.outcome,
                 "passed": entry.passed,
                 "parity": entry.verdict,
                 "ms": entry.ms,
@@ -269,12 +309,11 @@ def _use(model: Model, folder: Path, wish: Wish) -> list[str]:
 
 def _rows(entry: Entry, source_ms: float) -> list[list[str]]:
     """Return the table's lines of one engine, one for each set of frames."""
-    told = "passed" if entry.passed else "failed"
     ms = ["", ""]
     if entry.ms is not None:
         ms = [f"{entry.ms:.1f}", f"{source_ms / entry.ms:.1f}x"]
     sets = entry.verdict.likeness if entry.verdict is not None else []
     lines = [["", each.frames, *figures(each), "", "", ""] for each in sets]
     lines = lines or [["", "", *figures(None), "", "", ""]]
-    lines[0][0], lines[0][-3:] = entry.label, [*ms, told]
+    lines[0][0], lines[0][-3:] = entry.label, [*ms, entry.outcome]
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,10 +19,9 @@ from segbatch.infer.engine.artifact import (
 )
 from segbatch.infer.engine.choice import BUILT_IN, Choice, load_fitting, trial_of
 from segbatch.infer.engine.door import open_chosen
-from segbatch.infer.engine.likeness import tolerance_of
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
-from segbatch.learn.export.blame import blame
+from segbatch.learn.export.blame import blame, none_passed
 from segbatch.learn.export.candidates import Kind, Made, Offer, make
 from segbatch.learn.export.gate import SAME_TIME, answer, compare, time_in_turns, worse_than
 from segbatch.learn.export.workplace import storage_error, workplace
@@ -47,8 +45,9 @@ log = get_logger(__name__)
 class Entry:
     """One engine in the comparison: what it is, and what was found of it.
 
-    ``role`` is ``new``, ``there`` (made before) or ``built in``; ``why`` says what speaks
-    against it.
+    ``role`` is ``new``, ``there`` (made before, in ``folder``) or ``built in``; ``why`` says what
+    speaks against it. ``tried`` is False where it was not even made. ``namesake``: another that
+    is there is of the same kind.
     """
 
     kind: Kind
@@ -58,11 +57,22 @@ class Entry:
     ms: float | None = None
     seconds: float = 0.0
     why: str = ""
+    tried: bool = True
+    folder: Path | None = None
+    namesake: bool = False
 
     @property
     def label(self) -> str:
-        """Engine and precision, and what it is where that is not new."""
-        return " ".join(self.kind) + ("" if self.role == "new" else f" ({self.role})")
+        """Engine and precision, what it is where that is not new, and where, if need be."""
+        where = f", in {self.folder}" if self.namesake else ""
+        return " ".join(self.kind) + ("" if self.role == "new" else f" ({self.role}{where})")
+
+    @property
+    def outcome(self) -> str:
+        """What the gate says: ``passed``, ``failed`` or ``not tried``."""
+        if not self.tried:
+            return "not tried"
+        return "passed" if self.passed else "failed"
 
     @property
     def passed(self) -> bool:
@@ -72,7 +82,10 @@ class Entry:
 
 @dataclass(slots=True)
 class Result:
-    """All that an export found; ``written`` is None where nothing was better than what is there."""
+    """All that an export found; ``written`` is None where nothing was better than what is there.
+
+    ``note`` says what the gate could not see; the engine's manifest repeats it.
+    """
 
     model: Model
     material: Material
@@ -84,6 +97,7 @@ class Result:
     best: Entry | None = None
     written: Path | None = None
     remarks: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 def export_engine(
@@ -94,6 +108,7 @@ def export_engine(
     *,
     tolerance: float,
     force: bool = False,
+    forced_by: str = "--force",
     command: str = "",
 ) -> Result:
     """Make the fastest engine that passes the gate, and write it into ``folder``.
@@ -112,6 +127,8 @@ def export_engine(
         Fraction of pixels in which the masks have to agree.
     force
         Write it though what the user has already is better.
+    forced_by
+        The option that asked for that.
     command
         That the manifest records.
 
@@ -136,10 +153,10 @@ def export_engine(
                 if any(entry.passed for entry in result.entries):
                     break
             else:
-                raise _none_passed(result)
+                raise none_passed(result)
             work.add_rivals(_engines_there(model, folder))
             work.time()
-            _pick(result, force=force, named=_single(offer))
+            _pick(result, forced_by if force else "", named=_single(offer))
             if result.best is not None and result.best.made is not None:
                 made = result.best.made
                 result.written = write(result, result.best, made, folder, made_in, command)
@@ -162,7 +179,7 @@ class _Work:
         self._tolerance = tolerance
         self._folder = folder
         self._stack = stack
-        self._engines: dict[int, Engine] = {}  # of an entry by its identity
+        self._open: dict[int, tuple[Engine, ExitStack]] = {}  # of an entry by its identity
         self._source = OnnxRuntimeEngine(
             result.model.file, result.threads, sha256=result.model.manifest.sha256
         )
@@ -172,6 +189,14 @@ class _Work:
             [answer(self._source, each, result.model.manifest) for each in frames.inputs]
             for frames in result.material.sets
         ]
+        self._objects_px = self._count_objects_px()
+        if self._objects_px < FEWEST_OBJECT_PX and not all(f.noise for f in result.material.sets):
+            found = f"{self._objects_px} px of objects" if self._objects_px else "no objects"
+            result.note = (
+                f"the network finds {found} on the frames: next to no mask of an object was "
+                "compared; name frames that show some, --frames FOLDER"
+            )
+            result.remarks.append(result.note)
 
     def try_group(self, kinds: list[Kind]) -> None:
         """Make engines of some kinds and hold each against the source."""
@@ -181,7 +206,9 @@ class _Work:
             result.entries.append(entry)
             started = time.monotonic()
             try:
+                entry.tried = False
                 self._require_objects(kind)
+                entry.tried = True
                 entry.made = make(result.model, kind, result.material, self._folder, result.remarks)
                 entry.seconds = round(time.monotonic() - started, 2)
                 engine, verdict = self._compare(entry, entry.made)
@@ -191,7 +218,19 @@ class _Work:
                 entry.why = str(error)
                 if _single(result.offer):
                     raise
-            log.info("tried", engine=kind[0], precision=kind[1], passed=entry.passed)
+            if not entry.passed:
+                self._close(entry)  # or the next may find no room beside it
+            said = "tried" if entry.tried else "not tried"
+            log.info(said, engine=kind[0], precision=kind[1], passed=entry.passed)
+
+    def _count_objects_px(self) -> int:
+        """Return the pixels that the network takes for objects, on all frames but noise."""
+        return sum(
+            int(np.count_nonzero(each.mask))
+            for frames, answers in zip(self._result.material.sets, self._wanted, strict=True)
+            if not frames.noise
+            for each in answers
+        )
 
     def _require_objects(self, kind: Kind) -> None:
         """Refuse INT8 where nothing would show that it lost the objects: masks of background alone.
@@ -201,15 +240,9 @@ class _Work:
         ModelError
             The network finds next to no objects on the frames.
         """
-        found = sum(
-            int(np.count_nonzero(each.mask))
-            for frames, answers in zip(self._result.material.sets, self._wanted, strict=True)
-            if not frames.noise
-            for each in answers
-        )
-        if kind[1] == "int8" and found < FEWEST_OBJECT_PX:
+        if kind[1] == "int8" and self._objects_px < FEWEST_OBJECT_PX:
             raise ModelError(
-                f"int8 on frames in which the network finds {found} px of objects",
+                f"int8 on frames in which the network finds {self._objects_px} px of objects",
                 f"frames with objects, {FEWEST_OBJECT_PX} px of them and more, "
                 "to calibrate and to compare on",
                 "--frames with frames as they will come",
@@ -231,6 +264,8 @@ class _Work:
                 continue
             trial = trial_of(model, *kind, artifact)
             have.append(_rival(kind, "there", model, trial, artifact))
+        for entry in have:
+            entry.namesake = sum(entry.kind == each.kind for each in have) > 1
         tried = {entry.kind for entry in result.entries}
         for kind in BUILT_IN:
             passed = kind[1] == "fp32" or any(
@@ -245,7 +280,8 @@ class _Work:
                     self._compare(entry, entry.made)
                     result.entries.append(entry)
                 except EngineError as error:
-                    log.info("not compared with", engine=entry.label, why=str(error))
+                    self._close(entry)
+                    result.remarks.append(f"not compared with {entry.label}: {error.got}")
 
     def time(self) -> None:
         """Time all that passed, and the source, in turns."""
@@ -253,7 +289,7 @@ class _Work:
         image = result.material.sets[0].inputs[0]
         passed = [entry for entry in result.entries if entry.passed]
         # Two may be of one kind: beside the model, and in a folder of its own.
-        running = {str(place): self._engines[id(each)] for place, each in enumerate(passed)}
+        running = {str(place): self._open[id(each)][0] for place, each in enumerate(passed)}
         taken, result.rounds = time_in_turns(
             {"": self._source, **running}, image, result.model.manifest
         )
@@ -263,8 +299,9 @@ class _Work:
 
     def _compare(self, entry: Entry, made: Made) -> tuple[Engine, Verdict]:
         engine = open_chosen(made.choice, self._result.threads)
-        self._stack.callback(engine.close)
-        self._engines[id(entry)] = engine
+        closing = self._stack.enter_context(ExitStack())
+        closing.callback(engine.close)
+        self._open[id(entry)] = engine, closing
         entry.verdict = compare(
             engine,
             self._result.material.sets,
@@ -274,6 +311,11 @@ class _Work:
             self._reference,
         )
         return engine, entry.verdict
+
+    def _close(self, entry: Entry) -> None:
+        """Close an engine that is out of the comparison, if it was opened."""
+        if id(entry) in self._open:
+            self._open.pop(id(entry))[1].close()
 
 
 def _is_home(model: Model, folder: Path) -> bool:
@@ -299,10 +341,12 @@ def _rival(
     file, sha256 = model.file, model.manifest.sha256
     if artifact is not None:
         file, sha256 = artifact.file, artifact.manifest.sha256
-    return Entry(kind, role, Made(Choice(*kind, file, sha256, trial, role, artifact), b""))
+    made = Made(Choice(*kind, file, sha256, trial, role, artifact), b"")
+    folder = None if artifact is None else artifact.manifest_file.parent
+    return Entry(kind, role, made, folder=folder)
 
 
-def _pick(result: Result, *, force: bool, named: bool) -> None:
+def _pick(result: Result, forced_by: str, *, named: bool) -> None:
     """Take the best of what is new, unless what the user has is better."""
     passed = [entry for entry in result.entries if entry.passed and entry.ms is not None]
     new = [entry for entry in passed if entry.role == "new"]
@@ -317,8 +361,10 @@ def _pick(result: Result, *, force: bool, named: bool) -> None:
         why = worse_than(best.ms or 0.0, best.verdict, other.ms or 0.0, other.verdict)
         if not why:
             continue
-        if force:
-            result.remarks.append(f"written by --force, though it is {why} than {other.label}")
+        if forced_by:
+            result.remarks.append(
+                f"written because {forced_by} was asked for, though it is {why} than {other.label}"
+            )
             continue
         best.why = f"{why} than {other.label}"
         if named:
@@ -344,36 +390,3 @@ def best_of(entries: list[Entry]) -> Entry:
 def _agreement(entry: Entry) -> float:
     likeness = entry.verdict.likeness if entry.verdict is not None else []
     return min((each.mask_agreement for each in likeness), default=0.0)
-
-
-def _none_passed(result: Result) -> EngineError:
-    last = [entry for entry in result.entries if entry.why]
-    told = "; ".join(f"{entry.label}: {entry.why}" for entry in last)
-    return EngineError(f"no engine passed the gate: {told}", _wanted(last), _remedy(last, result))
-
-
-def _wanted(entries: list[Entry]) -> str:
-    verdict = next((entry.verdict for entry in entries if entry.verdict is not None), None)
-    if verdict is None:
-        return "an engine that gives the network's masks"
-    return (
-        f"masks that agree with the network's in {verdict.tolerance:.4%} of the pixels, "
-        f"objects that overlap by {verdict.least_iou:.2%}"
-    )
-
-
-def _remedy(entries: list[Entry], result: Result) -> str:
-    tries = []
-    precisions = {entry.kind[1] for entry in entries}
-    if "int8" in precisions:
-        tries.append("--frames with frames as they will come, to calibrate on")
-    if precisions - {"fp32"}:
-        tries.append("another --precision: fp32 is exact")
-    verdict = next((entry.verdict for entry in entries if entry.verdict is not None), None)
-    if verdict is not None:
-        enough = math.floor(tolerance_of(verdict.likeness) * 1e5) / 1e5
-        if 0.0 < enough < verdict.tolerance:
-            tries.append(f"--tolerance {enough:g} if masks that agree so far are enough")
-    if not result.material.source:
-        tries.append("--frames with your own frames, which these stand in for")
-    return "try " + "; or ".join(tries) if tries else ""

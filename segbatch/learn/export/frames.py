@@ -91,14 +91,13 @@ class Frames:
 class Material:
     """All that the gate looks at.
 
-    ``frame_shape`` is (Y, X) before, ``input_shape`` (1, C, Y, X) after mirroring out to the
-    stride. ``whole_shape`` is (Y, X) of the frames as they come where these were cut, else None.
+    ``frame_shape`` is (Y, X) before mirroring out to the stride. ``whole_shape`` is (Y, X) of the
+    frames as they come where these were cut, else None.
     ``calibration`` are patches of other frames than ``sets`` where there are enough.
     ``remarks`` say what a reader has to know of them.
     """
 
     frame_shape: tuple[int, int]
-    input_shape: Shape
     sets: list[Frames]
     calibration: list[NDArray[np.float32]]
     source: str = ""
@@ -148,7 +147,6 @@ def gather(model: Model, path: Path | None, frame_shape: tuple[int, int] | None)
     picked = np.linspace(0, len(patches) - 1, min(len(patches), MOST_CALIBRATION)).astype(int)
     return Material(
         (rows, columns),
-        sets[0].inputs[0].shape,
         sets,
         [patches[i] for i in picked],
         str(path.resolve()) if path is not None else "",

@@ -15,7 +15,7 @@ import numpy as np
 from segbatch.errors import EngineError
 from segbatch.infer import decide
 from segbatch.infer.engine.likeness import Answer, judge, likeness
-from segbatch.infer.layout import BLEND_HALO_PX, grid_of_engine
+from segbatch.infer.layout import grid_of_engine
 from segbatch.infer.tiles import up
 
 if TYPE_CHECKING:
@@ -68,13 +68,9 @@ def _requests(
     """Return the shape of the engine's input, and the tiles of one picture by request."""
     shape = engine.input_shape or image.shape
     sides = (image.shape[2], image.shape[3])
-    tiles = list(grid_of_engine(sides, manifest.stride or 1, _halo(manifest), shape).tiles())
+    stride, halo = manifest.stride or 1, manifest.tile_halo_px
+    tiles = list(grid_of_engine(sides, stride, halo, shape).tiles())
     return shape, [tiles[at : at + shape[0]] for at in range(0, len(tiles), shape[0])]
-
-
-def _halo(manifest: Manifest) -> int:
-    halo = manifest.halo_px if manifest.exact_tiling else BLEND_HALO_PX
-    return max(halo or 0, manifest.margin_px)
 
 
 def comparable(engine: Engine, image: Picture, manifest: Manifest) -> tuple[slice, slice]:
@@ -90,7 +86,7 @@ def comparable(engine: Engine, image: Picture, manifest: Manifest) -> tuple[slic
     """
     sides = image.shape[2:] if engine.input_shape is None else engine.input_shape[2:]
     ends = [
-        have if side <= have else have - up(_halo(manifest), manifest.stride or 1)
+        have if side <= have else have - up(manifest.tile_halo_px, manifest.stride or 1)
         for have, side in zip(image.shape[2:], sides, strict=True)
     ]
     if min(ends) < 1:

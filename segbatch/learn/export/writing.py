@@ -85,13 +85,13 @@ def write(
         threads=result.threads,
         others={SOURCE: result.source_ms, **others},
     )
-    frames = {"frames": result.material.source} if result.material.source else {}
+    told = {"frames": result.material.source, "note": result.note}
     given: dict[str, Any] = {
         "file": name if own else choice.file.name,
         "parity": best.verdict,
         "speed": speed,
         "command": command,
-        "options": {**made.options, **frames},
+        "options": {**made.options, **{key: text for key, text in told.items() if text}},
     }
     if choice.artifact is not None:
         built = choice.artifact.manifest

@@ -11,11 +11,13 @@ import errno
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from segbatch import log
 from segbatch.errors import ModelError, SegbatchError, StorageError, UsageError
 from segbatch.infer.engine.manifest import (
     BitDepth,
@@ -37,6 +39,9 @@ NORMALISATIONS = "zscore, bit_depth, percentile:LOW:HIGH, dataset_max:COUNTS, fi
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = _parser().parse_args(arguments)
+    if given.ends_with_input:
+        _end_with_input()
+    log.configure()
     try:
         if given.memory_gib:
             _limit(given.memory_gib)
@@ -97,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", help="which of several outputs holds the logits")
     parser.add_argument("--channel", type=int, help="which of several answers is the mask")
     parser.add_argument("--memory-gib", type=float, help="end rather than take more than this")
+    parser.add_argument("--ends-with-input", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -126,6 +132,21 @@ def _normalisation(text: str | None) -> Normalisation | None:
         raise UsageError(f"--normalisation {text}", NORMALISATIONS, "correct the flag") from error
 
 
+def _end_with_input() -> None:
+    """End this process when its input does, as it does with the process that waits for it."""
+    # Whoever else looks at the input finds none, and cannot wait for it.
+    input_, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+    def wait() -> None:
+        while os.read(input_, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, name="intake-input", daemon=True).start()
+
+
 def _limit(memory_gib: float) -> None:
     """Let this process take no more memory, and write no file larger than a network may be."""
     try:
@@ -136,7 +157,7 @@ def _limit(memory_gib: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 30, 4 << 30))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Who waits for this process ends it sooner; where that one was killed, nobody would.
+    # Who waits for this process ends it sooner, or takes it along.
     seconds = CPU_S * (os.cpu_count() or 1)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 

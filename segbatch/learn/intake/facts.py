@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
     Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 Activation = Literal["none", "sigmoid", "softmax"]
+LONGEST_NAME_BYTES = 180  # of the 255 that file systems take; those of engines are longer
+NAME = "letters, digits, dot, dash and underscore"
+
+
+def name_of(text: str) -> str:
+    """Return a model's name out of any text: ``NAME``, of any script, as NFC; ``_`` for the rest.
+
+    Files are called after it.
+    """
+    safe = "".join(
+        each if each in "._-" or unicodedata.category(each)[0] in "LMN" else " "
+        for each in unicodedata.normalize("NFC", text)
+    )
+    short = "_".join(safe.split()).encode()[:LONGEST_NAME_BYTES].decode(errors="ignore")
+    return short.strip("._") or "model"
 
 
 class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

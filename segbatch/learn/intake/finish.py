@@ -28,6 +28,7 @@ from segbatch.learn.intake.look import (
     same_answers,
     strips,
 )
+from segbatch.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from segbatch.learn.intake.facts import Activation, Facts, Run, Wishes
 
 MOST_CLASSES = 255  # of an 8-bit mask
+log = get_logger(__name__)
 
 
 def finish(model: Any, facts: Facts, wishes: Wishes, folder: Path) -> Path:
@@ -61,6 +63,7 @@ def finish(model: Any, facts: Facts, wishes: Wishes, folder: Path) -> Path:
     """
     told = str(facts.files[0])
     facts.settle(wishes)
+    log.info("trying the network on noise")
     edit.one_in_one_out(model, told, wishes.output)
     inside = edit.strip_activation(model)
     edit.name_ends(model)
@@ -203,6 +206,7 @@ def _write(
     network = folder / f"{facts.name}.onnx"
     try:
         network.write_bytes(content)
+        log.info("finding the network's halo")
         tiling = measure_tiling(network, channels, available_threads(), margin_px=margin_px)
         normalisation = facts.normalisation_or_assumed()
         if outputs == 1 and facts.threshold is None:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch.errors import ModelError, StorageError
-from segbatch.infer.engine.adopt import DESCRIPTIONS, main_file
+from segbatch.infer.engine.adopt import DESCRIPTIONS, main_file, refuse_engine
 from segbatch.learn.intake.archive import opened
-from segbatch.learn.intake.facts import Facts
+from segbatch.learn.intake.facts import NAME, Facts, name_of
 from segbatch.learn.intake.finish import finish
+from segbatch.log import get_logger
 
 if TYPE_CHECKING:
     from segbatch.learn.intake.facts import Wishes
 
 Kind = Literal["package", "torchscript", "program", "weights", "onnx"]
+log = get_logger(__name__)
 READ = (
     "a segbatch checkpoint, TorchScript, a program of torch.export, ONNX, or a bioimage.io package"
 )
@@ -62,13 +64,14 @@ def kind_of(source: Path) -> Kind:
     Raises
     ------
     ModelError
-        It is missing, empty, or nothing that is known.
+        It is missing, empty, an engine of a model, or nothing that is known.
     """
     if source.is_dir():
         main_file(source)
         return "package"
     if source.exists() and not source.is_file():
         raise ModelError(f"{source}: neither a file nor a folder", READ, "check --model")
+    refuse_engine(source)
     try:
         with source.open("rb") as stream:
             head = stream.read(512)
@@ -131,11 +134,6 @@ def _zip_kind(source: Path) -> Kind:
     )
 
 
-def stem_of(source: Path) -> str:
-    """Return a model's name from its file's: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", source.stem).strip("._") or "model"
-
-
 def read_source(source: Path, folder: Path, wishes: Wishes) -> Path:
     """Do what ``load_network`` says."""
     kind = kind_of(source)
@@ -143,11 +141,10 @@ def read_source(source: Path, folder: Path, wishes: Wishes) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}", "a folder to write to") from error
-    if wishes.name is not None and stem_of(Path(f"{wishes.name}.x")) != wishes.name:
-        raise ModelError(
-            f"name {wishes.name!r}", "letters, digits, dot, dash and underscore", "use another"
-        )
-    facts = Facts(kind=kind, name=stem_of(source), files=[source])
+    if wishes.name is not None and name_of(wishes.name) != wishes.name:
+        raise ModelError(f"name {wishes.name!r}", NAME, f"use another, as {name_of(wishes.name)}")
+    facts = Facts(kind=kind, name=name_of(source.stem), files=[source])
+    log.info("reading the network", kind=kind)
     if kind == "package":
         from segbatch.learn.intake.bioimageio import read_package
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,37 +11,58 @@ import click
 import msgspec
 
 from segbatch.errors import EngineError, SegbatchError, UsageError
+from segbatch.infer.engine.adopt import DESCRIPTIONS, known
+from segbatch.infer.engine.artifact import SCHEMA as ENGINE
 from segbatch.infer.engine.artifact import (
     SUFFIX,
     EngineManifest,
     engines_of,
+    kind_of,
     read_manifest,
 )
 from segbatch.infer.engine.choice import load_fitting
+from segbatch.infer.engine.manifest import SCHEMA as MODEL
 from segbatch.infer.engine.manifest import load_model
 
 SCHEMA = "segbatch.engine-info/1"
+WANTED = (
+    f"an engine, its manifest NAME.ENGINE-PRECISION{SUFFIX}, or a model that process has taken in"
+)
+_OTHERS = {
+    "segbatch.run/1": "the account of a run",
+    "segbatch.qc/1": "the QC record of frames",
+}
 
 
-def engine_info_command(file: Path, *, as_json: bool) -> None:
-    """Print everything in the manifest that ``file`` is, or that names it.
+class _OfSchema(msgspec.Struct):
+    """The one key that all files of segbatch have."""
+
+    schema: str = ""
+
+
+def engine_info_command(file: Path, arch: str = "", *, as_json: bool) -> None:
+    """Print everything in the manifest that ``file`` is, that names it, or that was made of it.
+
+    Parameters
+    ----------
+    file
+        An engine, its manifest, or a model as ``process`` takes it; nothing is taken in.
+    arch
+        Of a model that is weights alone.
+    as_json
+        As one document.
 
     Raises
     ------
     UsageError
-        It is no file.
+        It is no file or package, or a file of segbatch's of another kind.
     EngineError
-        No engine's manifest names the file, or it cannot be read.
+        No engine's manifest names the file, it was not taken in as a model, or the manifest
+        cannot be read.
     ModelError
         It is a model's manifest that cannot be read.
     """
-    if not file.is_file():
-        raise UsageError(
-            f"{file}: {'a folder' if file.is_dir() else 'no regular file'}",
-            f"an engine, a NAME.ENGINE-PRECISION{SUFFIX}, or a model's manifest",
-            f"name one of {', '.join(found)}" if (found := _manifests_in(file)) else "see --help",
-        )
-    answer = _engine(_manifest_of(file)) if _is_engine(file) else _model(file)
+    answer = _answer(file, arch)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
         return
@@ -48,24 +70,61 @@ def engine_info_command(file: Path, *, as_json: bool) -> None:
         click.echo(line)
 
 
+def _answer(file: Path, arch: str) -> dict[str, Any]:
+    """Tell what a path is, and find the manifest that tells of it."""
+    package = any((file / name).is_file() for name in DESCRIPTIONS)
+    if not file.is_file() and not package:
+        found = _manifests_in(file)
+        raise UsageError(
+            f"{file}: {'a folder' if file.is_dir() else 'no regular file'}",
+            WANTED,
+            f"name one of {', '.join(found)}" if found else "name the file itself",
+        )
+    if not package:
+        schema = _schema(file)
+        if file.name.endswith(SUFFIX) or schema == ENGINE:
+            return _engine(file)
+        if schema.startswith("segbatch.") and schema != MODEL:
+            raise UsageError(
+                f"{file} is {_OTHERS.get(schema, 'another file of segbatch')} ({schema})",
+                WANTED,
+                "leave that file as it is, and name the engine or the model",
+            )
+        manifest_file = file.with_suffix(".json")
+        if file == manifest_file or (file.suffix.lower() == ".onnx" and manifest_file.is_file()):
+            return _model(manifest_file)
+        if (named_by := _naming(file)) is not None:
+            return _engine(named_by)
+    taken_in = known(file, arch)
+    if taken_in is None:
+        raise EngineError(
+            f"{file}: no engine's manifest beside it names it, and no model was taken in from it",
+            WANTED,
+            shlex.join(["segbatch", "export-engine", str(file)])
+            + " makes an engine of a model (of weights alone: --arch NAME, here too)",
+        )
+    return _model(taken_in)
+
+
+def _schema(file: Path) -> str:
+    """Return what a JSON file, or the first line of one of lines, says that it is."""
+    try:
+        if file.suffix == ".jsonl":
+            with file.open("rb") as lines:
+                return msgspec.json.decode(lines.readline(), type=_OfSchema).schema
+        content = file.read_bytes() if file.suffix == ".json" else b"{}"
+        return msgspec.json.decode(content, type=_OfSchema).schema
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
 def _manifests_in(folder: Path) -> list[str]:
     """Return the engines' manifests in what may be a folder."""
     return [str(file) for file in sorted(folder.glob(f"*{SUFFIX}"))]
 
 
-def _is_engine(file: Path) -> bool:
-    return file.name.endswith(SUFFIX) or file.suffix not in (".json", ".onnx") or _made(file)
-
-
-def _made(file: Path) -> bool:
-    """Tell whether an engine's manifest beside an ONNX file names it, and not its own model."""
-    return file.suffix == ".onnx" and not file.with_suffix(".json").exists()
-
-
-def _manifest_of(file: Path) -> Path:
-    """Return the engine's manifest that ``file`` is or that names it."""
-    if file.name.endswith(SUFFIX):
-        return file
+def _naming(file: Path) -> Path | None:
+    """Return the engine's manifest beside ``file`` that names it, None without one."""
     for found in sorted(file.parent.glob(f"*{SUFFIX}")):
         try:
             named = read_manifest(found).file
@@ -73,11 +132,7 @@ def _manifest_of(file: Path) -> Path:
             continue
         if named == file.name:
             return found
-    raise EngineError(
-        f"{file}: no engine's manifest beside it names it",
-        f"an engine with its manifest, a NAME.ENGINE-PRECISION{SUFFIX}, or a model's manifest",
-        "segbatch export-engine MODEL makes one",
-    )
+    return None
 
 
 def _engine(manifest_file: Path) -> dict[str, Any]:
@@ -92,9 +147,8 @@ def _engine(manifest_file: Path) -> dict[str, Any]:
 
 def _fits(manifest_file: Path, manifest: EngineManifest) -> str:
     """Return ``yes``, or why the engine does not run here."""
-    beside = (
-        manifest_file.parent / f"{manifest_file.name.partition(f'.{manifest.engine}-')[0]}.json"
-    )
+    kind = "-".join(kind_of(manifest_file))
+    beside = manifest_file.with_name(f"{manifest_file.name.removesuffix(f'.{kind}{SUFFIX}')}.json")
     try:
         sha256 = load_model(beside).manifest.sha256 if beside.is_file() else manifest.source_sha256
         load_fitting(manifest_file, sha256)

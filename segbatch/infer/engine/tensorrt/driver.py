@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from segbatch.errors import UsageError
+from segbatch.infer.engine.answers import last_answer
 from segbatch.infer.engine.tensorrt.flavour import FLAVOURS, INSTALL, Flavour, installed, load
 
 TIMEOUT_S: Final = 120.0
@@ -48,7 +49,7 @@ class Gpu(msgspec.Struct, frozen=True):
     cuda: str
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the process found; ``why`` is empty where the flavour can be used."""
 
     why: str = ""
@@ -81,7 +82,12 @@ def ask(flavour: Flavour) -> Answer:
     command = [sys.executable, "-P", "-m", "segbatch.infer.engine.tensorrt.driver", flavour]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Answer(
@@ -90,19 +96,25 @@ def ask(flavour: Flavour) -> Answer:
         )
     except OSError as error:
         return Answer(f"the process that asks the NVIDIA driver cannot be started: {error}")
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
-        return msgspec.json.decode(lines[-1], type=Answer)
+    answer = last_answer(done.stdout, Answer)
+    if done.returncode == 0 and answer is not None:
+        return answer
     if done.returncode < 0:
-        death = signal.Signals(-done.returncode).name
         return Answer(
-            f"{flavour} ended the process that tried it ({death}); "
+            f"{flavour} ended the process that tried it ({_signal_name(-done.returncode)}); "
             f"remedy: install the NVIDIA driver again, then {flavour}: {INSTALL[flavour]}"
         )
     told = done.stderr.strip().splitlines()
     return Answer(
         f"{flavour} cannot be tried: {told[-1] if told else f'exit code {done.returncode}'}"
     )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of those for real time only the first and the last have a name
+        return f"signal {number}"
 
 
 def lately(flavour: Flavour) -> Answer:
@@ -164,7 +176,10 @@ def driver_there() -> bool:
 def ask_driver() -> Gpu | str:
     """Return the first GPU that the driver shows this process, or why there is none."""
     if not driver_there():
-        return f"no NVIDIA driver is installed ({LIBRARY}); remedy: install the NVIDIA driver"
+        return (
+            f"no NVIDIA driver is installed ({LIBRARY}); "
+            "remedy: where this PC has an NVIDIA GPU, install its driver"
+        )
     cuda = ctypes.CDLL(LIBRARY)
     status = cuda.cuInit(0)
     count = ctypes.c_int()
@@ -241,4 +256,4 @@ def _try(flavour: Flavour) -> Answer:
 
 if __name__ == "__main__":
     wanted = next(each for each in FLAVOURS if each == sys.argv[1])
-    sys.stdout.write("\n" + msgspec.json.encode(_try(wanted)).decode() + "\n")
+    sys.stdout.buffer.write(b"\n" + msgspec.json.encode(_try(wanted)) + b"\n")

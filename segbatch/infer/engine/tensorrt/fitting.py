@@ -75,7 +75,7 @@ def planned_shape(manifest: Manifest, frame_shape: tuple[int, int], pixels: int)
     rows, columns = (up(length + margin, stride) for length in frame_shape)
     if not manifest.exact_tiling:
         return 1, manifest.input_channels, rows, columns
-    halo = max(manifest.halo_px or 0, margin)
+    halo = manifest.tile_halo_px
     grid = plan(frame_shape, stride, halo, min(pixels, LARGEST_TILE_PX), margin)
     if grid is None:
         side = up(2 * halo + stride, stride)
@@ -100,7 +100,7 @@ def smaller_shape(manifest: Manifest, frame_shape: tuple[int, int], shape: Shape
     if halved is not None or not manifest.exact_tiling:
         return halved
     stride, margin = manifest.stride or 1, manifest.margin_px
-    halo = max(manifest.halo_px or 0, margin)
+    halo = manifest.tile_halo_px
     grid = plan(frame_shape, stride, halo, shape[2] * shape[3] // 2, margin)
     if grid is None or grid.pixels >= MOST_COMPUTED * math.prod(frame_shape):
         return None

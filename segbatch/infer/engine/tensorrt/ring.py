@@ -145,10 +145,13 @@ class Ring:
         EngineError
             The ring was closed.
         """
+        # Who asks now is told at once: closing would never have its turn among those who ask on.
+        if self._closed:
+            raise _closed()
         slot = self._idle.get()
         if slot is None:
             self._idle.put(None)
-            raise EngineError("an engine that was closed", "an open engine")
+            raise _closed()
         try:
             yield slot
         finally:
@@ -166,6 +169,10 @@ class Ring:
             self.device.use()
             for stream in (self.upload, self.compute, self.download):
                 self.device.drain(stream)
+
+
+def _closed() -> EngineError:
+    return EngineError("an engine that was closed", "an open engine")
 
 
 def _view(memory: NDArray[np.uint8], tensor: Tensor) -> NDArray[Any]:

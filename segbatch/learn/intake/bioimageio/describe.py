@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from segbatch.errors import ModelError
+from segbatch.learn.intake.facts import name_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,8 +131,7 @@ def describe(package: Package, wanted: str | None) -> Description:
 
 
 def _name(content: dict[str, Any], package: Package) -> str:
-    text = str(content.get("name") or _called(package.source))
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")[:80] or "model"
+    return name_of(str(content.get("name") or _called(package.source)))[:80]
 
 
 def _called(source: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,33 @@ if TYPE_CHECKING:
 LARGEST_TEXT = 1 << 20
 MOST_VALUES = 20_000
 DEEPEST = 32
+_FLOAT = "tag:yaml.org,2002:float"
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # no types
+    """Reads numbers as YAML 1.2 has them, which the format is written in.
+
+    PyYAML follows 1.1, to which ``1e-06`` is a text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - of each class of loaders its own
+        first: [each for each in resolvers if each[0] != _FLOAT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+# Section 10.3.2 of its specification, the core schema; whole numbers are others.
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"""(?: [-+]? (?: \.[0-9]+ | [0-9]+\.[0-9]* ) (?: [eE][-+]?[0-9]+ )?
+              | [-+]? [0-9]+ [eE][-+]?[0-9]+
+              | [-+]? \. (?: inf | Inf | INF )
+              | \. (?: nan | NaN | NAN ) )\Z""",
+        re.VERBOSE,
+    ),
+    list("-+.0123456789"),
+)
 
 
 class Package:
@@ -130,7 +158,8 @@ def _mapping(description: Path, source: Path) -> dict[str, Any]:
         if description.stat().st_size > LARGEST_TEXT:
             raise ModelError(f"{source}: a description of more than {LARGEST_TEXT} bytes")
         text = description.read_text(encoding="utf-8")
-        content = _plain(yaml.load(text, Loader=yaml.SafeLoader), [MOST_VALUES], DEEPEST)
+        read = yaml.load(text, Loader=_Loader)  # noqa: S506 - of plain values only
+        content = _plain(read, [MOST_VALUES], DEEPEST)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ModelError(
             f"{source}: {description.name}: {' '.join(str(error).split())[:200]}",

@@ -12,6 +12,7 @@ import torch
 
 from segbatch.errors import ModelError
 from segbatch.learn.checkpoint import SCHEMA, Card
+from segbatch.learn.intake.facts import name_of
 from segbatch.learn.intake.forms.export import module_to_onnx
 from segbatch.learn.intake.forms.pickles import told_of
 from segbatch.learn.intake.forms.sound import look_at_weights
@@ -132,7 +133,7 @@ def _checkpoint(file: Path, content: dict[str, Any], facts: Facts) -> Any:
             f"a {SCHEMA} file of plain weights",
             "train the network again, or give an ONNX file",
         ) from error
-    facts.kind, facts.name = "checkpoint", card.name
+    facts.kind, facts.name = "checkpoint", name_of(card.name)
     facts.classes, facts.normalisation = card.classes, card.normalisation
     facts.threshold, facts.command = card.threshold, card.command
     facts.metrics = card.metrics
