@@ -18,8 +18,15 @@ from segbatch.settings import Settings
 from tests.infer.conftest import MakeModel
 from tests.infer.test_artifacts import complete, leave
 
+pytestmark = pytest.mark.usefixtures("no_engine_is_known")
 OF_PARTS: Shape = (1, 1, 128, 160)
 WHOLE: Shape = (1, 1, 256, 384)
+
+
+@pytest.fixture
+def no_engine_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep engines that other tests leave for the same network out of the choice."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def told(model_file: Path, make_model: MakeModel, shape: Shape, **given: Any) -> list[Any]:
