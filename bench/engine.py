@@ -29,11 +29,11 @@ import structlog
 from numpy.typing import NDArray
 
 from segbatch.infer.decide import counted_rows, decide_binary, decide_classes
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.cpu.openvino_engine import OpenVinoEngine
 from segbatch.infer.engine.machine import available_threads, processor
 from segbatch.infer.engine.manifest import Percentile, ZScore
-from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
-from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.normalise import fill, scale_of
 from segbatch.infer.objects import areas_of
 from segbatch.infer.segment import Segmenter

@@ -26,9 +26,9 @@ import machine
 import numpy as np
 from numpy.typing import NDArray
 
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.cpu.openvino_engine import OpenVinoEngine
 from segbatch.infer.engine.machine import available_threads
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
-from segbatch.infer.engine.openvino_engine import OpenVinoEngine
 
 if TYPE_CHECKING:
     import networks

@@ -13,7 +13,7 @@ import torch
 from gpu_material import model_of, shape_of
 from gpu_programs import OnnxRuntimeProgram, RingEngine, TorchProgram
 
-from segbatch.infer.engine.artifact import Artifact, load_artifact
+from segbatch.infer.engine.made.artifact import Artifact, load_artifact
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.engine.tensorrt import Source, build
 from segbatch.infer.engine.tensorrt.device import CudaDevice

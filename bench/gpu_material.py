@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from segbatch.acquire.simulate import write_run
 from segbatch.acquire.simulate.run import RUN_FILE
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Manifest, Model, ZScore, write_manifest
-from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.normalise import fill, scale_of
 from segbatch.infer.tiles import Span, up
 

@@ -19,7 +19,7 @@ from gpu_material import NOISE, model_of
 from gpu_run import Notes, Rounds
 from numpy.typing import NDArray
 
-from segbatch.infer.engine.likeness import Answer, likeness
+from segbatch.infer.engine.made.likeness import Answer, likeness
 from segbatch.infer.engine.manifest import Manifest
 from segbatch.learn.export.frames import Picture
 from segbatch.learn.export.gate import answer, decided_from

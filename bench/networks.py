@@ -13,7 +13,7 @@ from torch import nn
 from segbatch.acquire.simulate import write_varied
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Model, ZScore
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.checkpoint import Card
 from segbatch.learn.data import Example, Patches, read_examples
 from segbatch.learn.export.network import export

@@ -20,7 +20,7 @@ from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import nn
 
-from segbatch.infer.engine.openvino_engine import HINTS, load_openvino
+from segbatch.infer.engine.cpu.openvino_engine import HINTS, load_openvino
 
 Frames = list[NDArray[np.float32]]
 ROI_PX = 512

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from segbatch.acquire.find import find_raw_files
 from segbatch.acquire.simulate import Scene, draw
 from segbatch.acquire.source import open_source
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.segment import Segmenter
 from segbatch.settings import Settings
 

@@ -16,8 +16,8 @@ from segbatch.infer.tiles import Axis, Grid, axis, forced, plan, up
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.artifact import Shape
     from segbatch.infer.engine.door import Engine, Opened
+    from segbatch.infer.engine.made.artifact import Shape
     from segbatch.settings import Settings
 
 log = get_logger(__name__)

@@ -18,7 +18,13 @@ import numpy as np
 from segbatch.errors import UnsupportedFrameError
 from segbatch.frame import gray
 from segbatch.infer.engine.half import to_half
-from segbatch.infer.engine.manifest import BitDepth, DatasetMax, Fixed, Percentile, ScaleRange
+from segbatch.infer.engine.manifest import (
+    BitDepth,
+    DatasetMax,
+    Fixed,
+    Percentile,
+    ScaleRange,
+)
 from segbatch.infer.tiles import mirrored
 
 if TYPE_CHECKING:

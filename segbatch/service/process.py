@@ -19,7 +19,7 @@ from segbatch.acquire.folder.fingerprint import fingerprint, fingerprint_of_resu
 from segbatch.errors import SegbatchError, StorageError, UsageError
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.quality.measures import Measures
 from segbatch.infer.quality.observers import Observers
 from segbatch.infer.segment import ModelInfo, Segmenter

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from segbatch.infer import decide
-from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.network.models import open_model
 from tests.house.places import ROOT
 
 SCRIPT = ROOT / "bench" / "gpu.py"

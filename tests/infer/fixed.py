@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.made.artifact import Shape
     from segbatch.infer.engine.manifest import Model
 
 

@@ -13,7 +13,7 @@ from tests.infer.networks import draw_unet
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from segbatch.infer.engine.artifact import Artifact
+    from segbatch.infer.engine.made.artifact import Artifact
 
 SHAPE = (2, 1, 32, 48)
 SOURCE = Source(model="net", sha256="5" * 64, precision="fp32")

@@ -15,7 +15,10 @@ from structlog.testing import capture_logs
 
 from segbatch.errors import EngineError
 from segbatch.infer.engine import cache
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.choice import choose
+from segbatch.infer.engine.door import open_chosen, open_engine
+from segbatch.infer.engine.machine import processor_id
+from segbatch.infer.engine.made.artifact import (
     EngineManifest,
     Hardware,
     Likeness,
@@ -30,11 +33,8 @@ from segbatch.infer.engine.artifact import (
     read_manifest,
     write_artifact,
 )
-from segbatch.infer.engine.choice import choose
-from segbatch.infer.engine.door import open_chosen, open_engine
-from segbatch.infer.engine.machine import processor_id
 from segbatch.infer.engine.manifest import DatasetMax, Model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.engine.probe import Probe, probe
 from segbatch.infer.engine.probe import _name as probe_name
 from segbatch.infer.segment import Segmentation, Segmenter

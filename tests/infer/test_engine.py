@@ -17,7 +17,7 @@ from segbatch.infer.engine.choice import why_no_tensorrt
 from segbatch.infer.engine.door import open_engine
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Model, Parity
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.engine.probe import Probe, probe
 from segbatch.infer.engine.tensorrt.driver import ask_driver, driver_there
 from segbatch.settings import Settings
@@ -50,7 +50,7 @@ def test_openvino_comes_without_its_telemetry() -> None:
     """Loading OpenVINO leaves its reporting module unloaded."""
     code = (
         "import sys\n"
-        "from segbatch.infer.engine.openvino_engine import load_openvino\n"
+        "from segbatch.infer.engine.cpu.openvino_engine import load_openvino\n"
         "load_openvino().Core()\n"
         "assert not [name for name, module in sys.modules.items()"
         " if name.startswith('openvino_telemetry') and module is not None]\n"

@@ -14,7 +14,7 @@ from segbatch.wholefile import sync_folder, whole_file, write_whole
 SHOW = """
 import os, sys
 from pathlib import Path
-from segbatch.infer.engine.artifact import EngineManifest, write_artifact
+from segbatch.infer.engine.made.artifact import EngineManifest, write_artifact
 
 really = os.fsync
 def fsync(descriptor):

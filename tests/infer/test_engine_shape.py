@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from segbatch.infer.engine.artifact import Shape
+from segbatch.infer.engine.made.artifact import Shape
 from segbatch.infer.engine.tensorrt.fitting import planned_shape
 from segbatch.infer.segment import Segmenter
 from segbatch.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine.halo import measure_tiling
+from segbatch.infer.engine.network.halo import measure_tiling
 from tests.infer.networks import Graph, draw_unet, save
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segbatch.errors import SettingsError
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.segment import Segmenter
 from segbatch.infer.tiles import axis
 from segbatch.settings import Settings

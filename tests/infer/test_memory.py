@@ -12,7 +12,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.segment import Segmenter
 from segbatch.settings import Settings
 

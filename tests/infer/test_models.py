@@ -11,11 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from segbatch.errors import ModelError, UsageError
-from segbatch.infer.engine import adopt, cache, reading
-from segbatch.infer.engine.artifact import EngineManifest, manifest_path, write_artifact
+from segbatch.infer.engine import cache
 from segbatch.infer.engine.digest import sha256_of
+from segbatch.infer.engine.made.artifact import EngineManifest, manifest_path, write_artifact
 from segbatch.infer.engine.manifest import Model, load_model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network import adopt, reading
+from segbatch.infer.engine.network.models import open_model
 from tests.infer.conftest import MakeModel
 
 

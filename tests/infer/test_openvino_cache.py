@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from segbatch.infer.engine.cache import cache_folder
-from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+from segbatch.infer.engine.cpu.openvino_engine import OpenVinoEngine
 from tests.infer.conftest import MakeModel
 from tests.infer.test_kept import needs_root
 

@@ -12,7 +12,7 @@ import pytest
 from segbatch.infer.engine import probe as trial
 from segbatch.infer.engine.cache import cache_folder
 from segbatch.infer.engine.manifest import write_manifest
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.engine.probe import Probe, probe
 from segbatch.infer.segment import Segmenter
 from segbatch.settings import Settings

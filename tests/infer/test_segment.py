@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 
 from segbatch.errors import EngineError, SettingsError, UsageError
 from segbatch.infer.blend import axis_weights
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.manifest import DatasetMax, Model, Percentile, ZScore
-from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.normalise import apply, scale_of, seen_by
 from segbatch.infer.segment import Segmenter
 from segbatch.infer.tiles import axis

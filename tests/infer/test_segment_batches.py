@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.artifact import Shape
+from segbatch.infer.engine.made.artifact import Shape
 from segbatch.infer.engine.manifest import Model
 from segbatch.infer.segment import Segmenter
 from tests.infer.conftest import MakeModel

@@ -9,8 +9,8 @@ import pytest
 
 from segbatch.acquire.simulate import Scene, draw
 from segbatch.infer import shipped
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.manifest import load_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.normalise import scale_of
 
 MANIFEST = Path(shipped.__file__).parent / "beads.json"

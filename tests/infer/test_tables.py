@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from segbatch.infer.engine.artifact import Likeness
-from segbatch.infer.engine.tables import LIKENESS, figures, print_table
+from segbatch.infer.engine.made.artifact import Likeness
+from segbatch.infer.engine.made.tables import LIKENESS, figures, print_table
 
 ALIKE = Likeness(
     frames="8 of a folder with a long name",
@@ -24,7 +24,7 @@ ALIKE = Likeness(
 ROW = ["onnxruntime fp32 (source)", ALIKE.frames, *figures(ALIKE), "12345.6", "100.0x", "passed"]
 HEADINGS = ("engine", "frames", *LIKENESS, "ms/frame", "speed", "gate")
 PRINTED = f"""
-from segbatch.infer.engine.tables import print_table
+from segbatch.infer.engine.made.tables import print_table
 print_table({HEADINGS!r}, [{ROW!r}], words=("engine", "frames", "gate"))
 """
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from segbatch.errors import EngineError, ModelError, StorageError, UsageError
-from segbatch.infer.engine.artifact import load_artifact
+from segbatch.infer.engine.made.artifact import load_artifact
 from segbatch.infer.engine.tensorrt import Progress, build
 from segbatch.infer.engine.tensorrt.builder import checked
 from segbatch.infer.engine.tensorrt.flavour import FLAVOURS, installed, load, logger

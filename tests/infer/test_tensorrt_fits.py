@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.artifact import Artifact, Hardware, load_artifact, write_artifact
+from segbatch.infer.engine.made.artifact import Artifact, Hardware, load_artifact, write_artifact
 from segbatch.infer.engine.tensorrt import fits
 from segbatch.infer.engine.tensorrt.driver import Gpu
 from segbatch.infer.engine.tensorrt.flavour import installed

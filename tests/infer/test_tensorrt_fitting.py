@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, strategies
 
-from segbatch.infer.engine.artifact import Artifact, load_artifact
+from segbatch.infer.engine.made.artifact import Artifact, load_artifact
 from segbatch.infer.engine.manifest import BitDepth, Manifest
 from segbatch.infer.engine.tensorrt import build_largest, fitting
 from segbatch.infer.engine.tensorrt.device import DeviceMemoryError
@@ -32,7 +32,7 @@ from tests.infer.test_tensorrt_driver import needs_no_driver
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.made.artifact import Shape
 
 
 def manifest_of(**changes: Any) -> Manifest:

@@ -15,10 +15,11 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine import cache, reading
-from segbatch.infer.engine.artifact import engines_of
+from segbatch.infer.engine import cache
+from segbatch.infer.engine.made.artifact import engines_of
 from segbatch.infer.engine.manifest import load_model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network import reading
+from segbatch.infer.engine.network.models import open_model
 from tests.infer.networks import draw_unet
 from tests.learn.packages import Package, counts, exported, network, run
 
@@ -88,7 +89,7 @@ def test_the_same_files_at_two_places_are_taken_in_once(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-from segbatch.infer.engine import adopt
+from segbatch.infer.engine.network import adopt
 source, mine, others = map(Path, sys.argv[1:])
 real = adopt.read_apart
 def run(*arguments):

@@ -19,9 +19,10 @@ from PIL import Image
 from structlog.testing import capture_logs
 from torch import nn
 
-from segbatch.infer.engine import adopted, cache
+from segbatch.infer.engine import cache
 from segbatch.infer.engine.manifest import load_model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network import adopted
+from segbatch.infer.engine.network.models import open_model
 from tests.infer.networks import draw_unet
 from tests.service.test_nothing_lost import in_mount, needs_mount
 
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.learn, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-OPEN = "from segbatch.infer.engine.models import open_model; import sys; open_model(sys.argv[1])"
+OPEN = (
+    "import sys; from segbatch.infer.engine.network.models import open_model; "
+    "open_model(sys.argv[1])"
+)
 OLD_S = adopted.UNUSED_S + 60
 
 

@@ -20,11 +20,11 @@ from structlog.testing import capture_logs
 from segbatch.acquire.simulate import write_run
 from segbatch.cli import main
 from segbatch.errors import EngineError, UsageError
-from segbatch.infer.engine.artifact import Likeness, Verdict, own_folder, read_manifest
 from segbatch.infer.engine.choice import why_no_tensorrt
 from segbatch.infer.engine.door import open_engine
+from segbatch.infer.engine.made.artifact import Likeness, Verdict, own_folder, read_manifest
 from segbatch.infer.engine.manifest import Model, load_model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.engine.probe import probe
 from segbatch.infer.engine.tensorrt import fitting
 from segbatch.infer.engine.tensorrt.device import DeviceMemoryError

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from segbatch.cli import main
 from segbatch.infer.engine.choice import choose
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.settings import Settings
 from tests.infer.conftest import MakeModel
 from tests.learn.packages import plain

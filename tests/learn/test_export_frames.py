@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from segbatch.acquire.simulate import write_run
 from segbatch.cli import main
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.export.frames import MOST_NAMED, gather
 
 FP32 = ("--engine", "openvino", "--precision", "fp32", "--force", "--tolerance", "0.5")

@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from segbatch.cli import main
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.door import open_engine
+from segbatch.infer.engine.made.artifact import (
     Likeness,
     Verdict,
     artifacts_beside,
@@ -23,9 +24,8 @@ from segbatch.infer.engine.artifact import (
     read_manifest,
     write_artifact,
 )
-from segbatch.infer.engine.door import open_engine
 from segbatch.infer.engine.manifest import Model, load_model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.export.candidates import Offer, make
 from segbatch.learn.export.exporting import Entry, Result
 from segbatch.learn.export.frames import gather
@@ -40,9 +40,9 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 WRITE = """
 import os, signal, sys
 from pathlib import Path
-from segbatch.infer.engine.artifact import Likeness, Verdict
+from segbatch.infer.engine.made.artifact import Likeness, Verdict
 from segbatch.infer.engine.choice import Choice
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.engine.probe import Probe
 from segbatch.learn.export.candidates import Made, Offer
 from segbatch.learn.export.exporting import Entry, Result

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from segbatch.cli import main
 from segbatch.errors import StorageError
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.export.command import Wish, export_engine_command
 from segbatch.learn.export.workplace import put_in_place, workplace
 from tests.infer.conftest import MakeModel

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from segbatch.acquire.simulate import write_run
 from segbatch.cli import main
 from segbatch.errors import UsageError
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.made.artifact import (
     Likeness,
     Verdict,
     own_folder,
@@ -25,7 +25,7 @@ from segbatch.infer.engine.artifact import (
     write_artifact,
 )
 from segbatch.infer.engine.manifest import Model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.export.blame import none_passed
 from segbatch.learn.export.candidates import Offer
 from segbatch.learn.export.command import rebuild_wish

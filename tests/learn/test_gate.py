@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 from segbatch.acquire.simulate import write_run
 from segbatch.errors import ModelError
-from segbatch.infer.engine.artifact import Likeness
-from segbatch.infer.engine.likeness import Answer, judge, least_iou, likeness
-from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.made.artifact import Likeness
+from segbatch.infer.engine.made.likeness import Answer, judge, least_iou, likeness
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.export.frames import Picture, gather
 from segbatch.learn.export.gate import answer, worse_than
 from segbatch.learn.export.head import append_decision

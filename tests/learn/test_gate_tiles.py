@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.artifact import Shape, write_artifact
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.made.artifact import Shape, write_artifact
 from segbatch.infer.engine.manifest import Model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.export.candidates import make
 from segbatch.learn.export.command import rebuild_wish
 from segbatch.learn.export.frames import Material, gather

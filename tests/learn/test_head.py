@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from segbatch.errors import ModelError
 from segbatch.infer.decide import decide_binary, decide_classes
-from segbatch.infer.engine.openvino_engine import load_openvino
+from segbatch.infer.engine.cpu.openvino_engine import load_openvino
 from segbatch.infer.engine.tensorrt import build
 from segbatch.learn.export.head import append_decision
 from tests.infer.networks import draw_unet

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine.artifact import EngineManifest, write_artifact
+from segbatch.infer.engine.made.artifact import EngineManifest, write_artifact
 from segbatch.infer.engine.manifest import Fixed, load_model
 from segbatch.learn.checkpoint import Card, save_checkpoint
 from segbatch.learn.intake import load_network

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.intake import load_network
 from segbatch.learn.intake.bioimageio.describe import Description, Operation, Tensor
 from segbatch.learn.intake.bioimageio.steps import honour_after, honour_before

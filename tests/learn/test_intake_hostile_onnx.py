@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from tests.infer.networks import draw_unet
 from tests.learn.hostile import refused
 

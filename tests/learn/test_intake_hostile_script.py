@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.intake.forms.script_code import OddError
 from segbatch.learn.intake.forms.script_graph import look_at_graphs
 from segbatch.learn.intake.forms.torchscript import looked_at
@@ -200,7 +200,7 @@ def test_torchscript_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
             return x
 
     torch.jit.script(Endless()).save(tmp_path / "net.pt")
-    monkeypatch.setattr("segbatch.infer.engine.reading.TIMEOUT_S", 8.0)
+    monkeypatch.setattr("segbatch.infer.engine.network.reading.TIMEOUT_S", 8.0)
 
     with pytest.raises(ModelError, match="not read within 8 s"):
         open_model(tmp_path / "net.pt")
@@ -216,7 +216,7 @@ def test_torchscript_without_measure_is_ended(
             return x + torch.ones(1 << 34).sum()
 
     torch.jit.script(Huge()).save(tmp_path / "net.pt")
-    monkeypatch.setattr("segbatch.infer.engine.reading.MEMORY_GIB", 4.0)
+    monkeypatch.setattr("segbatch.infer.engine.network.reading.MEMORY_GIB", 4.0)
 
     with pytest.raises(ModelError, match=r"net\.pt"):
         open_model(tmp_path / "net.pt")

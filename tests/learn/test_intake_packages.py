@@ -11,7 +11,7 @@ import torch
 
 from segbatch.errors import ModelError
 from segbatch.infer.engine.manifest import ZScore
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.segment import Segmenter
 from segbatch.learn.intake import load_network
 from segbatch.settings import Settings

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.learn.intake import load_network
 from segbatch.learn.nets import Architecture, build
 from tests.infer.networks import draw_unet

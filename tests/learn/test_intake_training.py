@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from segbatch.errors import ModelError
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.manifest import load_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.intake import load_network
 
 pytestmark = [

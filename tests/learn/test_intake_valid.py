@@ -13,7 +13,7 @@ from torch import nn
 
 from segbatch.infer.decide import sigmoid
 from segbatch.infer.engine.manifest import Fixed, Model
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.segment import Segmenter
 from segbatch.infer.tiles import mirrored
 from segbatch.learn.intake import load_network

@@ -11,8 +11,8 @@ import torch
 
 from segbatch.acquire.simulate import write_run
 from segbatch.errors import ModelError
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.manifest import load_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.intake import load_network
 from segbatch.learn.intake.forms.arch import network_for
 from segbatch.learn.intake.forms.smp import Encoder, SmpUnet

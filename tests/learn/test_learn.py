@@ -12,8 +12,8 @@ import torch
 
 from segbatch.acquire.simulate import write_run
 from segbatch.errors import ModelError, UsageError
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.manifest import ZScore, load_model
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.checkpoint import Card, load_checkpoint, save_checkpoint
 from segbatch.learn.data import Example, Patches, hold_out, read_examples
 from segbatch.learn.export.network import export, measure_parity, to_onnx

@@ -20,7 +20,7 @@ from tests.infer.rtx import needs_rtx
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from segbatch.infer.engine.artifact import EngineManifest, Precision
+    from segbatch.infer.engine.made.artifact import EngineManifest, Precision
 
 pytestmark = [pytest.mark.learn, needs_rtx]
 

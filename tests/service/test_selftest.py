@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from segbatch.cli import main
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.machine import processor_id
+from segbatch.infer.engine.made.artifact import (
     EngineManifest,
     Hardware,
     Likeness,
@@ -23,8 +24,7 @@ from segbatch.infer.engine.artifact import (
     own_folder,
     write_artifact,
 )
-from segbatch.infer.engine.machine import processor_id
-from segbatch.infer.engine.models import SHIPPED, open_model
+from segbatch.infer.engine.network.models import SHIPPED, open_model
 from segbatch.service.commands import selftest
 from segbatch.service.commands.selftest import expected, golden_frame, measured
 

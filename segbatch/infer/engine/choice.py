@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segbatch.errors import EngineError, SegbatchError
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.machine import processor_id
+from segbatch.infer.engine.made.artifact import (
     Artifact,
     EngineManifest,
     engines_of,
@@ -22,8 +23,7 @@ from segbatch.infer.engine.artifact import (
     load_artifact,
     rebuild_command,
 )
-from segbatch.infer.engine.machine import processor_id
-from segbatch.infer.engine.models import SHIPPED
+from segbatch.infer.engine.network.models import SHIPPED
 from segbatch.infer.engine.probe import Probe, probe
 from segbatch.log import get_logger
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Shape
     from segbatch.infer.engine.choice import Choice
+    from segbatch.infer.engine.made.artifact import Shape
     from segbatch.infer.engine.manifest import Model
     from segbatch.settings import Settings
 
@@ -137,7 +137,7 @@ def open_chosen(chosen: Choice, threads: int, memory_bytes: float = float("inf")
     opened: Engine
     shape = chosen.artifact.manifest.input_shape if chosen.artifact is not None else None
     if chosen.engine == "openvino":
-        from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+        from segbatch.infer.engine.cpu.openvino_engine import OpenVinoEngine
 
         opened = OpenVinoEngine(
             chosen.file,
@@ -151,7 +151,7 @@ def open_chosen(chosen: Choice, threads: int, memory_bytes: float = float("inf")
         )
         return opened
     if chosen.engine == "onnxruntime":
-        from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+        from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 
         opened = OnnxRuntimeEngine(
             chosen.file,

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine import artifact
 from segbatch.infer.engine.digest import sha256_of
+from segbatch.infer.engine.made import artifact
 
 SCHEMA: Final = "segbatch.model/1"
 # Tiles of networks that no halo makes exact overlap by twice this.

@@ -149,14 +149,14 @@ def _try(
     formats: list[str] = []
     runner: Any
     if engine == "openvino":
-        from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+        from segbatch.infer.engine.cpu.openvino_engine import OpenVinoEngine
 
         runner = OpenVinoEngine(network, precision, threads=1, sha256=sha256)
         formats = runner.capabilities()
         if not Probe(usable=True, formats=formats).computes_in(precision):
             return Probe(usable=False, reason=f"{UNFIT} {precision}")
     else:
-        from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+        from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 
         runner = OnnxRuntimeEngine(network, 1, precision, sha256=sha256)
     peaks, least, forgotten = [], 0.0, True

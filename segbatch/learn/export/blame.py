@@ -10,9 +10,9 @@ import numpy as np
 
 from segbatch.errors import EngineError
 from segbatch.infer.engine.choice import TENSORRT
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.digest import read_verified
-from segbatch.infer.engine.likeness import tolerance_of
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.made.likeness import tolerance_of
 from segbatch.infer.tiles import up
 from segbatch.learn.export.gate import answer, comparable
 from segbatch.learn.export.layers import Parting, parting
@@ -20,8 +20,8 @@ from segbatch.learn.export.layers import Parting, parting
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Verdict
     from segbatch.infer.engine.door import Engine
+    from segbatch.infer.engine.made.artifact import Verdict
     from segbatch.infer.engine.manifest import Model
     from segbatch.learn.export.candidates import Made
     from segbatch.learn.export.exporting import Entry, Result

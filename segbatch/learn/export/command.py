@@ -10,16 +10,16 @@ import click
 import msgspec
 
 from segbatch.errors import EngineError, ModelError, StorageError, UsageError
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.cache import cache_folder
+from segbatch.infer.engine.made.artifact import (
     Side,
     kind_of,
     own_folder,
     read_manifest,
     rebuild_command,
 )
-from segbatch.infer.engine.cache import cache_folder
-from segbatch.infer.engine.models import SHIPPED, open_model
-from segbatch.infer.engine.tables import LIKENESS, figures, print_table
+from segbatch.infer.engine.made.tables import LIKENESS, figures, print_table
+from segbatch.infer.engine.network.models import SHIPPED, open_model
 from segbatch.learn.export.candidates import Offer, offered
 from segbatch.learn.export.exporting import Entry, Result, export_engine
 from segbatch.learn.export.frames import gather, is_shipped
@@ -28,7 +28,7 @@ from segbatch.learn.export.writing import SOURCE
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.artifact import EngineManifest
+    from segbatch.infer.engine.made.artifact import EngineManifest
     from segbatch.infer.engine.manifest import Model
 
 SCHEMA = "segbatch.export/1"

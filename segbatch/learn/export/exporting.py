@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segbatch.errors import EngineError, ModelError, SegbatchError
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.choice import BUILT_IN, Choice, load_fitting, trial_of
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.door import open_chosen
+from segbatch.infer.engine.machine import available_threads
+from segbatch.infer.engine.made.artifact import (
     Verdict,
     artifacts_beside,
     engines_of,
     own_folder,
 )
-from segbatch.infer.engine.choice import BUILT_IN, Choice, load_fitting, trial_of
-from segbatch.infer.engine.door import open_chosen
-from segbatch.infer.engine.machine import available_threads
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.learn.export.blame import blame, none_passed
 from segbatch.learn.export.candidates import Kind, Made, Offer, make
 from segbatch.learn.export.gate import SAME_TIME, answer, compare, time_in_turns, worse_than
@@ -29,9 +29,9 @@ from segbatch.learn.export.writing import copy_model, refuse_other_model, write
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.artifact import Artifact
     from segbatch.infer.engine.door import Engine
-    from segbatch.infer.engine.likeness import Answer
+    from segbatch.infer.engine.made.artifact import Artifact
+    from segbatch.infer.engine.made.likeness import Answer
     from segbatch.infer.engine.manifest import Model
     from segbatch.infer.engine.probe import Probe
     from segbatch.learn.export.frames import Material

@@ -13,7 +13,7 @@ from segbatch.acquire.simulate.scene import draw
 from segbatch.acquire.source import open_source
 from segbatch.errors import FrameError, UsageError
 from segbatch.infer.engine.manifest import DatasetMax
-from segbatch.infer.engine.models import SHIPPED
+from segbatch.infer.engine.network.models import SHIPPED
 from segbatch.infer.normalise import fill, scale_of, seen_by
 from segbatch.infer.tiles import Span, up
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.made.artifact import Shape
     from segbatch.infer.engine.manifest import Manifest, Model
 
 SENSOR_SHAPE = (1080, 1440)

@@ -14,7 +14,7 @@ import numpy as np
 
 from segbatch.errors import EngineError
 from segbatch.infer import decide
-from segbatch.infer.engine.likeness import Answer, judge, likeness
+from segbatch.infer.engine.made.likeness import Answer, judge, likeness
 from segbatch.infer.layout import grid_of_engine
 from segbatch.infer.tiles import up
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Shape, Verdict
     from segbatch.infer.engine.door import Deciding, Engine
+    from segbatch.infer.engine.made.artifact import Shape, Verdict
     from segbatch.infer.engine.manifest import Manifest
     from segbatch.infer.tiles import Span
     from segbatch.learn.export.frames import Frames, Picture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from segbatch.infer.engine.openvino_engine import HINTS, load_openvino
+from segbatch.infer.engine.cpu.openvino_engine import HINTS, load_openvino
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,12 +11,12 @@ import torch
 
 from segbatch.errors import ModelError, StorageError
 from segbatch.infer.decide import sigmoid
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.cpu.openvino_engine import OpenVinoEngine
 from segbatch.infer.engine.digest import sha256_of
-from segbatch.infer.engine.halo import measure_tiling
-from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, judge, likeness
+from segbatch.infer.engine.made.likeness import PASSING_AGREEMENT, Answer, judge, likeness
 from segbatch.infer.engine.manifest import Manifest, Parity, write_manifest
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
-from segbatch.infer.engine.openvino_engine import OpenVinoEngine
+from segbatch.infer.engine.network.halo import measure_tiling
 from segbatch.learn.intake.graph import without_remarks
 from segbatch.learn.onnx_form import traced
 from segbatch.learn.train import predict

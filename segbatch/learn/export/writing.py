@@ -18,7 +18,8 @@ import msgspec
 
 from segbatch import __version__
 from segbatch.errors import EngineError, UsageError
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.machine import processor_id
+from segbatch.infer.engine.made.artifact import (
     SUFFIX,
     EngineManifest,
     Flavour,
@@ -29,7 +30,6 @@ from segbatch.infer.engine.artifact import (
     manifest_path,
     read_manifest,
 )
-from segbatch.infer.engine.machine import processor_id
 from segbatch.infer.engine.manifest import load_model
 from segbatch.learn.export.workplace import alone_in, put_in_place, signals_held, write_staged
 from segbatch.wholefile import sync_folder
@@ -221,7 +221,7 @@ def refuse_other_model(model: Model, folder: Path) -> None:
 
 def _version(engine: str) -> str:
     if engine == "openvino":
-        from segbatch.infer.engine.openvino_engine import load_openvino
+        from segbatch.infer.engine.cpu.openvino_engine import load_openvino
 
         return str(load_openvino().get_version())
     from importlib.metadata import version

@@ -48,7 +48,7 @@ def load_network(
     Notes
     -----
     TorchScript is loaded by torch's own interpreter: run this in a process of its own, with
-    limits, as ``segbatch.infer.engine.reading`` does.
+    limits, as ``segbatch.infer.engine.network.reading`` does.
     """
     import msgspec
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from segbatch.errors import EngineError, ModelError, StorageError
 from segbatch.infer.decide import sigmoid
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.digest import sha256_of
-from segbatch.infer.engine.halo import measure_tiling
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Manifest, Source, write_manifest
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.network.halo import measure_tiling
 from segbatch.learn.intake import edit
 from segbatch.learn.intake.graph import vetted
 from segbatch.learn.intake.look import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine.halo import STRENGTHS, STRIDES
+from segbatch.infer.engine.network.halo import STRENGTHS, STRIDES
 from segbatch.infer.tiles import up
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch.errors import ModelError, StorageError
-from segbatch.infer.engine.adopt import DESCRIPTIONS, main_file, refuse_engine
+from segbatch.infer.engine.network.adopt import DESCRIPTIONS, main_file, refuse_engine
 from segbatch.learn.intake.archive import opened
 from segbatch.learn.intake.facts import NAME, Facts, name_of
 from segbatch.learn.intake.finish import finish

@@ -16,7 +16,7 @@ import msgspec
 
 from segbatch import __version__
 from segbatch.errors import SegbatchError
-from segbatch.infer.engine.models import open_model
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.engine.tensorrt.driver import ask
 from segbatch.infer.engine.tensorrt.flavour import installed
 from segbatch.infer.segment import Segmenter

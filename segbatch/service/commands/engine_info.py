@@ -11,18 +11,18 @@ import click
 import msgspec
 
 from segbatch.errors import EngineError, SegbatchError, UsageError
-from segbatch.infer.engine.adopt import DESCRIPTIONS, known
-from segbatch.infer.engine.artifact import SCHEMA as ENGINE
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.choice import load_fitting
+from segbatch.infer.engine.made.artifact import SCHEMA as ENGINE
+from segbatch.infer.engine.made.artifact import (
     SUFFIX,
     EngineManifest,
     engines_of,
     kind_of,
     read_manifest,
 )
-from segbatch.infer.engine.choice import load_fitting
 from segbatch.infer.engine.manifest import SCHEMA as MODEL
 from segbatch.infer.engine.manifest import load_model
+from segbatch.infer.engine.network.adopt import DESCRIPTIONS, known
 
 SCHEMA = "segbatch.engine-info/1"
 WANTED = (

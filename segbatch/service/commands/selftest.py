@@ -21,7 +21,6 @@ from segbatch import __version__
 from segbatch.acquire.simulate.kinds import scene_of_run
 from segbatch.acquire.simulate.scene import draw
 from segbatch.errors import SegbatchError
-from segbatch.infer.engine.artifact import Likeness, engines_of, kind_of
 from segbatch.infer.engine.choice import (
     BUILT_IN,
     TENSORRT,
@@ -29,11 +28,12 @@ from segbatch.infer.engine.choice import (
     trial_of,
     why_no_tensorrt,
 )
-from segbatch.infer.engine.likeness import PASSING_AGREEMENT, Answer, judge, likeness
 from segbatch.infer.engine.machine import available_threads, processor_id
+from segbatch.infer.engine.made.artifact import Likeness, engines_of, kind_of
+from segbatch.infer.engine.made.likeness import PASSING_AGREEMENT, Answer, judge, likeness
+from segbatch.infer.engine.made.tables import LIKENESS, figures, print_table
 from segbatch.infer.engine.manifest import Model
-from segbatch.infer.engine.models import open_model
-from segbatch.infer.engine.tables import LIKENESS, figures, print_table
+from segbatch.infer.engine.network.models import open_model
 from segbatch.infer.segment import Segmentation, Segmenter
 from segbatch.settings import Settings
 

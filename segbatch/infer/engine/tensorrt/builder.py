@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segbatch import __version__
 from segbatch.errors import EngineError, ModelError, StorageError, UsageError
-from segbatch.infer.engine.artifact import (
+from segbatch.infer.engine.kept import kept_file, read_kept, write_kept
+from segbatch.infer.engine.made.artifact import (
     SUFFIX,
     Artifact,
     EngineManifest,
@@ -28,7 +29,6 @@ from segbatch.infer.engine.artifact import (
     Precision,
     write_artifact,
 )
-from segbatch.infer.engine.kept import kept_file, read_kept, write_kept
 from segbatch.infer.engine.tensorrt.driver import (
     Gpu,
     driver_there,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.made.artifact import Shape
     from segbatch.infer.engine.tensorrt.flavour import Flavour
     from segbatch.infer.engine.tensorrt.progress import Progress
 

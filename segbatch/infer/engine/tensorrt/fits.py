@@ -11,15 +11,15 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.artifact import rebuild_command
 from segbatch.infer.engine.digest import read_verified
+from segbatch.infer.engine.made.artifact import rebuild_command
 from segbatch.infer.engine.tensorrt.driver import Gpu, lately
 from segbatch.infer.engine.tensorrt.flavour import FLAVOURS, INSTALL, Flavour, installed, load
 from segbatch.infer.engine.tensorrt.flavour import logger as logger_of
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:
-    from segbatch.infer.engine.artifact import Artifact
+    from segbatch.infer.engine.made.artifact import Artifact
 
 HEADER_BYTES: Final = 64
 log = get_logger(__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from segbatch.infer.engine.artifact import Artifact, write_artifact
+from segbatch.infer.engine.made.artifact import Artifact, write_artifact
 from segbatch.infer.engine.tensorrt.builder import build
 from segbatch.infer.engine.tensorrt.device import DeviceMemoryError
 from segbatch.infer.engine.tensorrt.driver import lately, why_unusable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.made.artifact import Shape
     from segbatch.infer.engine.manifest import Manifest
     from segbatch.infer.engine.tensorrt.builder import Source
     from segbatch.infer.engine.tensorrt.flavour import Flavour

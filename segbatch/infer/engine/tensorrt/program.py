@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segbatch.errors import EngineError
-from segbatch.infer.engine.artifact import rebuild_command
 from segbatch.infer.engine.kept import kept_file, read_kept, write_kept
+from segbatch.infer.engine.made.artifact import rebuild_command
 from segbatch.infer.engine.tensorrt.device import DeviceMemoryError
 from segbatch.infer.engine.tensorrt.flavour import load, logger, said
 from segbatch.infer.engine.tensorrt.ring import Tensor
@@ -21,7 +21,7 @@ from segbatch.infer.engine.tensorrt.ring import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from segbatch.infer.engine.artifact import Artifact
+    from segbatch.infer.engine.made.artifact import Artifact
     from segbatch.infer.engine.tensorrt.device import Device
     from segbatch.infer.engine.tensorrt.driver import Gpu
     from segbatch.infer.engine.tensorrt.flavour import Flavour

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Artifact, Shape
+    from segbatch.infer.engine.made.artifact import Artifact, Shape
     from segbatch.infer.engine.tensorrt.ring import Program, Slot
 
 LOGITS: Final = "logits"

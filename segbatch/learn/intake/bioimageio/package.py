@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from segbatch.errors import ModelError
-from segbatch.infer.engine.adopt import DESCRIPTIONS
 from segbatch.infer.engine.digest import sha256_of
+from segbatch.infer.engine.network.adopt import DESCRIPTIONS
 from segbatch.learn.intake.archive import opened
 
 if TYPE_CHECKING:

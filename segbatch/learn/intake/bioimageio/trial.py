@@ -10,9 +10,9 @@ import numpy as np
 
 from segbatch.errors import ModelError
 from segbatch.infer import decide
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import load_model, write_manifest
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.normalise import fill, scale_of
 from segbatch.infer.tiles import axis
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segbatch.infer.engine.artifact import Likeness, Verdict
+from segbatch.infer.engine.made.artifact import Likeness, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

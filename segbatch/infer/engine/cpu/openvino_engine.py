@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.made.artifact import Shape
 
 # What of an INT8 network is not quantised is computed in fp32.
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segbatch.infer.engine.artifact import Likeness
+    from segbatch.infer.engine.made.artifact import Likeness
 
 LIKENESS = ("p max", "p mean", "mask", "IoU")
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from segbatch.errors import StorageError
 from segbatch.filelock import try_lock
-from segbatch.infer.engine.artifact import SUFFIX
 from segbatch.infer.engine.cache import cache_folder
+from segbatch.infer.engine.made.artifact import SUFFIX
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:

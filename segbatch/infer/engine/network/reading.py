@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segbatch.errors import ModelError, StorageError, UsageError
-from segbatch.infer.engine.adopted import unwritten
+from segbatch.infer.engine.network.adopted import unwritten
 from segbatch.log import get_logger
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from segbatch.infer.engine.artifact import Shape
+    from segbatch.infer.engine.made.artifact import Shape
 
 
 class OnnxRuntimeEngine:

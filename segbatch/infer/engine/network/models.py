@@ -7,15 +7,15 @@ from pathlib import Path
 import msgspec
 
 from segbatch.errors import ModelError, UsageError
-from segbatch.infer.engine.adopt import adopt
 from segbatch.infer.engine.cache import keep, recall
-from segbatch.infer.engine.halo import Tiling, measure_tiling
 from segbatch.infer.engine.machine import available_threads
 from segbatch.infer.engine.manifest import Model, load_model
+from segbatch.infer.engine.network.adopt import adopt
+from segbatch.infer.engine.network.halo import Tiling, measure_tiling
 from segbatch.log import get_logger
 from segbatch.wholefile import write_whole
 
-SHIPPED = Path(__file__).parent.parent / "shipped" / "beads.json"
+SHIPPED = Path(__file__).parents[2] / "shipped" / "beads.json"
 # Kind of source that says nothing of its architecture.
 WEIGHTS = "state_dict"
 log = get_logger(__name__)

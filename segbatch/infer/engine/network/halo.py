@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from segbatch.errors import EngineError, ModelError
-from segbatch.infer.engine.onnxruntime_engine import OnnxRuntimeEngine
+from segbatch.infer.engine.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from segbatch.infer.tiles import up
 
 if TYPE_CHECKING:

@@ -16,7 +16,11 @@ from pathlib import Path
 
 from segbatch import __version__
 from segbatch.errors import EngineError, ModelError, UsageError
-from segbatch.infer.engine.adopted import (
+from segbatch.infer.engine.cache import cache_folder
+from segbatch.infer.engine.digest import sha256_of
+from segbatch.infer.engine.made.artifact import SUFFIX, read_manifest
+from segbatch.infer.engine.manifest import load_model, named_an_engine
+from segbatch.infer.engine.network.adopted import (
     BEING_MADE,
     hold,
     mark_being_made,
@@ -24,11 +28,7 @@ from segbatch.infer.engine.adopted import (
     tidy,
     unwritten,
 )
-from segbatch.infer.engine.artifact import SUFFIX, read_manifest
-from segbatch.infer.engine.cache import cache_folder
-from segbatch.infer.engine.digest import sha256_of
-from segbatch.infer.engine.manifest import load_model, named_an_engine
-from segbatch.infer.engine.reading import read_apart
+from segbatch.infer.engine.network.reading import read_apart
 from segbatch.log import get_logger
 
 DESCRIPTIONS = ("bioimageio.yaml", "rdf.yaml", "bioimageio.yml", "rdf.yml")
