@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from segbatch import log
 from segbatch.acquire.source import Source
 from segbatch.errors import EngineError
-from segbatch.service.pipeline import Journey, Pipeline, RawChangedError
+from segbatch.service.journey import Journey, RawChangedError
+from segbatch.service.pipeline import Pipeline
 from segbatch.service.plan import PlannedFile
 from segbatch.service.record.recorder import Recorder
 from segbatch.service.record.schema import QcRecord

@@ -16,7 +16,8 @@ from segbatch.infer.quality.observers import Observers
 from segbatch.infer.quality.verdict import Judge, Verdict
 from segbatch.infer.segment import Segmenter
 from segbatch.service.crew import Assignment, Crew, OpenFile
-from segbatch.service.pipeline import Journey, Pipeline
+from segbatch.service.journey import Journey
+from segbatch.service.pipeline import Pipeline
 from segbatch.service.plan import (
     Ledger,
     PlannedFile,

@@ -25,7 +25,7 @@ from msgspec import Meta
 from segbatch import __version__
 from segbatch.errors import EngineError
 from segbatch.heap import give_back
-from segbatch.infer.engine.answers import last_answer
+from segbatch.infer.engine.answers import ask_apart, last_answer
 from segbatch.infer.engine.cache import keep, recall
 from segbatch.infer.engine.machine import processor
 from segbatch.log import get_logger
@@ -78,18 +78,9 @@ def probe(
     known = recall(name, Probe)
     if known is not None and (known.usable or known.unfit):
         return known
-    # Not what lies in the current folder under a module's name.
-    command = [sys.executable, "-P", "-m", "segbatch.infer.engine.probe"]
-    command += [str(network), sha256, engine, precision, str(channels), str(stride)]
+    arguments = [str(network), sha256, engine, precision, str(channels), str(stride)]
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        done = ask_apart("segbatch.infer.engine.probe", arguments, TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return Probe(usable=False, reason=f"no answer within {TIMEOUT_S:.0f} s")
     except OSError as error:

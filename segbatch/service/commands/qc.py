@@ -15,7 +15,7 @@ from segbatch.errors import FrameError
 from segbatch.frame import gray, hash_pixels
 from segbatch.infer.quality.measures import measure
 from segbatch.infer.quality.verdict import Judge
-from segbatch.service.pipeline import group_of, quality_of
+from segbatch.service.journey import group_of, quality_of
 from segbatch.service.record.names import told
 from segbatch.service.selection import Selection, select
 from segbatch.settings import Settings

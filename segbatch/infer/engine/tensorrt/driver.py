@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from segbatch.errors import UsageError
-from segbatch.infer.engine.answers import last_answer
+from segbatch.infer.engine.answers import ask_apart, last_answer
 from segbatch.infer.engine.tensorrt.flavour import FLAVOURS, INSTALL, Flavour, installed, load
 
 TIMEOUT_S: Final = 120.0
@@ -79,16 +79,8 @@ def why_unusable(flavour: Flavour | None = None) -> str | None:
 
 def ask(flavour: Flavour) -> Answer:
     """Ask in a process of its own what a flavour and the driver say; never raises."""
-    command = [sys.executable, "-P", "-m", "segbatch.infer.engine.tensorrt.driver", flavour]
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        done = ask_apart("segbatch.infer.engine.tensorrt.driver", [flavour], TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return Answer(
             f"{flavour} and the NVIDIA driver gave no answer within {TIMEOUT_S:.0f} s; "
